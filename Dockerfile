@@ -1,0 +1,21 @@
+# modelpress: the one description of the environment.
+#   dev      everything that builds, tests and checks the tree; the source is mounted at /src (see ./dev)
+#   build    compiles the release binaries from the copied tree
+#   runtime  what a cluster runs: non-root, works with a read-only root file system, /data is the only volume
+# BASE is any Debian trixie image; where no image registry can be reached ./dev makes one with mmdebstrap.
+ARG BASE=debian:trixie-slim
+
+FROM ${BASE} AS dev
+ENV DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+RUN apt-get update && apt-get install -y --no-install-recommends \
+      g++ cmake ninja-build ccache mold clang clang-format clang-tidy libclang-rt-19-dev git ca-certificates \
+      libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev libabsl-dev \
+      libonnx-dev libonnxruntime-dev prometheus-cpp-dev libgtest-dev libgmock-dev libbenchmark-dev libhwy-dev \
+      libsqlite3-dev libpqxx-dev nlohmann-json3-dev libcli11-dev libssl-dev libseccomp-dev \
+      bubblewrap postgresql kustomize strace procps \
+      python3-torch libopenblas0-pthread python3-onnx python3-onnxruntime python3-grpcio \
+      python3-googleapis-common-protos python3-sklearn python3-safetensors python3-pytest python3-pytest-asyncio \
+      python3-tqdm python3-pil python3-pip python3-venv python3-setuptools python3-wheel mypy \
+    && rm -rf /var/lib/apt/lists/*
+# Debian has no ruff. ./dev lends this machine's certificates, so that pip works behind a proxy that signs its own.
+RUN pip install --no-cache-dir --break-system-packages $([ -s /run/host-ca.crt ] && echo --cert /run/host-ca.crt) ruff==0.17.5

@@ -1,0 +1,60 @@
+// What the documented functions share: where input comes from, where output goes, what is told on the way.
+#ifndef MODELPRESS_ENGINE_FUNCTIONS_FUNCTIONS_H_
+#define MODELPRESS_ENGINE_FUNCTIONS_FUNCTIONS_H_
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/base/reference_defects.h"
+#include "engine/model/file_set.h"
+#include "engine/model/writer.h"
+
+namespace modelpress::engine {
+
+// save_path as the documented functions read it (save.md section 1.1).
+struct SavePath {
+  std::string folder;  // in the workspace; "" is its root
+  std::string prefix;  // "" or the text in front of "_deploy_model.onnx"
+
+  // "results/model" -> {"results", "model"}; "" or "results/" -> empty prefix. NAME_INVALID for absolute paths, "..", prefixes over 233 bytes.
+  static absl::StatusOr<SavePath> Parse(const std::string& save_path);
+  // The name of an output file in its folder: prefix "x", "deploy_model.onnx" -> "x_deploy_model.onnx".
+  std::string FileName(const std::string& base) const;
+  // The same with the folder in front: its name in the workspace.
+  std::string WorkspaceName(const std::string& file_name) const;
+};
+
+// A pinned input, for the report.
+struct InputDigest {
+  std::string name;
+  std::string sha256;
+  uint64_t size = 0;
+};
+
+struct CallContext {
+  const FileSet* files = nullptr;        // what the call may read
+  std::vector<InputDigest> digests;      // of the same files, where the caller knows them
+  std::string output_root;               // folder that stands for the workspace's root when files are written
+  bool validate_only = false;            // do every check, write nothing
+  ReferenceDefects defects;              // what to do as the reference does although it is wrong
+  int threads = 1;
+  // Stage ("read", "quantize", "write", "check"), done and total. Called from one thread at a time.
+  std::function<void(const std::string& stage, uint64_t done, uint64_t total)> progress =
+      [](const std::string&, uint64_t, uint64_t) {};
+};
+
+// What a call that writes models has made. Names are names in the workspace.
+struct SavedModels {
+  WrittenFile deploy_model;
+  WrittenFile fake_quant_model;
+  std::vector<WrittenFile> external_data;
+  WrittenFile report;
+  std::string report_json;  // the content of `report`, also when validate_only wrote no file
+  std::vector<std::string> warnings;
+};
+
+}  // namespace modelpress::engine
+
+#endif  // MODELPRESS_ENGINE_FUNCTIONS_FUNCTIONS_H_

@@ -1,0 +1,32 @@
+// Time and ids, injected so that tests need neither sleep nor luck.
+#ifndef MODELPRESS_SERVER_BASE_CLOCK_H_
+#define MODELPRESS_SERVER_BASE_CLOCK_H_
+
+#include <string>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+
+namespace modelpress::server {
+
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  virtual absl::Time Now() const = 0;
+};
+
+class SystemClock final : public Clock {
+ public:
+  absl::Time Now() const override { return absl::Now(); }
+};
+
+class IdGenerator {
+ public:
+  virtual ~IdGenerator() = default;
+  // A new id that never came before: a letter followed by lower-case letters and digits, sorting by creation time.
+  virtual std::string NewId() = 0;
+};
+
+}  // namespace modelpress::server
+
+#endif  // MODELPRESS_SERVER_BASE_CLOCK_H_

@@ -1,0 +1,111 @@
+// Where operations live. Every change is durable when the call returns unless it says otherwise. Several processes may use one
+// store at the same time; an operation is worked on by at most one of them, which every later call proves by naming the
+// attempt it claimed.
+//
+//   PENDING --Claim--> RUNNING --Finish--> SUCCEEDED | FAILED
+//      |                 |  \--Requeue (lease lost, infrastructure failed) --> PENDING, attempt + 1 at the next Claim
+//      |                 \--RequestCancel--> CANCELLING --Finish--> CANCELLED | SUCCEEDED | FAILED
+//      \--RequestCancel--> CANCELLED
+#ifndef MODELPRESS_SERVER_JOBS_JOB_STORE_H_
+#define MODELPRESS_SERVER_JOBS_JOB_STORE_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "google/longrunning/operations.pb.h"
+#include "modelpress/v1/operations.pb.h"
+
+namespace modelpress::server {
+
+// One operation as stored. `metadata.state`, `.attempt` and the times are the truth; nothing is kept twice.
+struct Job {
+  std::string id;                  // "operations/{id}" without the prefix
+  google::protobuf::Any request;   // the compression request as accepted
+  v1::OperationMetadata metadata;  // inputs carry the pinned digests
+  // In a final state exactly one of: the response, or the error.
+  std::optional<google::protobuf::Any> response;
+  std::optional<google::rpc::Status> error;
+  std::string lease_owner;  // while RUNNING or CANCELLING
+  absl::Time lease_expiry = absl::InfinitePast();
+
+  bool done() const;
+};
+
+// The google.longrunning view of a job.
+google::longrunning::Operation ToOperation(const Job& job);
+
+// A name in the job's workspace and the content it is to point to.
+struct OutputFile {
+  std::string path;  // in the workspace
+  std::string sha256;
+  uint64_t size_bytes = 0;
+};
+
+struct Outcome {
+  // SUCCEEDED with `response` and `outputs`; FAILED or CANCELLED with `error`.
+  v1::OperationMetadata::State state = v1::OperationMetadata::STATE_UNSPECIFIED;
+  std::optional<google::protobuf::Any> response;
+  std::optional<google::rpc::Status> error;
+  std::vector<OutputFile> outputs;
+  std::vector<std::string> warnings;
+};
+
+struct JobFilter {
+  std::optional<std::string> workspace;  // "workspaces/{id}"
+  std::optional<std::string> method;
+  std::optional<v1::OperationMetadata::State> state;
+  std::optional<bool> done;
+};
+
+struct JobPage {
+  std::vector<Job> jobs;
+  std::string next_page_token;  // empty: the last page
+};
+
+class JobStore {
+ public:
+  virtual ~JobStore() = default;
+
+  // Accepts `job` (state PENDING, no attempt yet). With a `request_id` that came before (within any time the store remembers, at
+  // least 24 h): the job of that time if `job.request` is equal, else REQUEST_ID_REUSED. WORKSPACE_NOT_FOUND if the workspace is gone.
+  virtual absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) = 0;
+  // OPERATION_NOT_FOUND.
+  virtual absl::StatusOr<Job> Get(const std::string& id) = 0;
+  // Newest first. PAGE_TOKEN_INVALID.
+  virtual absl::StatusOr<JobPage> List(const JobFilter& filter, int page_size, const std::string& page_token) = 0;
+  // Forgets a finished job. OPERATION_NOT_FOUND, OPERATION_RUNNING.
+  virtual absl::Status Delete(const std::string& id) = 0;
+  // PENDING becomes CANCELLED at once, RUNNING becomes CANCELLING; a finished job stays as it is. OPERATION_NOT_FOUND.
+  virtual absl::StatusOr<Job> RequestCancel(const std::string& id) = 0;
+
+  // Takes the oldest PENDING job for `owner`: RUNNING, attempt + 1, leased until `lease_expiry`. Nothing to do: nullopt.
+  virtual absl::StatusOr<std::optional<Job>> Claim(const std::string& owner, absl::Time lease_expiry) = 0;
+  // Extends the lease of attempt `attempt` and stores its progress (which need not be durable). Returns the state: CANCELLING asks the
+  // holder to stop. FAILED_PRECONDITION (without reason) if that attempt does not hold the job any more: drop all work on it.
+  virtual absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt, const v1::Progress& progress,
+                                                                 absl::Time lease_expiry) = 0;
+  // Ends attempt `attempt`: links the outputs under their names and stores the outcome, both or neither. A CANCELLING job whose attempt
+  // succeeded all the same ends SUCCEEDED. FAILED_PRECONDITION as Heartbeat.
+  virtual absl::Status Finish(const std::string& id, int attempt, const Outcome& outcome) = 0;
+  // Gives the job back to PENDING (CANCELLED if it was CANCELLING), for another attempt. FAILED_PRECONDITION as Heartbeat.
+  virtual absl::Status Requeue(const std::string& id, int attempt) = 0;
+  // Jobs held under a lease that ended before `now`.
+  virtual absl::StatusOr<std::vector<Job>> Expired(absl::Time now) = 0;
+  // Jobs held under a lease, whoever holds it.
+  virtual absl::StatusOr<std::vector<Job>> Leased() = 0;
+  // (method, state) -> count of all jobs, for metrics.
+  virtual absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() = 0;
+
+  // Changes whenever any process has changed anything in the store; cheap enough to poll many times a second.
+  virtual absl::StatusOr<uint64_t> Version() = 0;
+};
+
+}  // namespace modelpress::server
+
+#endif  // MODELPRESS_SERVER_JOBS_JOB_STORE_H_
