@@ -1,4 +1,4 @@
-// The record file: AMCT's protobuf-text file of quantization factors and prune records (shared/spec/formats.md sections 2 and 3).
+// The record file: AMCT's protobuf-text file of quantization factors and prune records (docs/spec/formats.md sections 2 and 3).
 #ifndef MODELPRESS_ENGINE_FORMATS_RECORD_H_
 #define MODELPRESS_ENGINE_FORMATS_RECORD_H_
 
