@@ -1,5 +1,5 @@
-// What the reference does wrong and modelpress does right unless asked otherwise. One named switch each, so that every golden file of
-// the reference can be met and every defect tested both ways. A pass reads the one it needs.
+// What the reference does wrong and modelpress does right unless asked otherwise. One named switch each, so that every golden
+// file of the reference can be met and every defect tested both ways. A pass reads the one it needs.
 #ifndef MODELPRESS_ENGINE_BASE_REFERENCE_DEFECTS_H_
 #define MODELPRESS_ENGINE_BASE_REFERENCE_DEFECTS_H_
 

@@ -7,11 +7,11 @@
 namespace modelpress {
 namespace {
 
-constexpr std::string_view kErrorInfoUrl = "type.googleapis.com/google.rpc.ErrorInfo";
-constexpr std::string_view kDomain = "modelpress";
+constexpr absl::string_view kErrorInfoUrl = "type.googleapis.com/google.rpc.ErrorInfo";
+constexpr char kDomain[] = "modelpress";
 
 std::optional<google::rpc::ErrorInfo> GetInfo(const absl::Status& status) {
-  std::optional<absl::Cord> payload = status.GetPayload(kErrorInfoUrl);
+  auto payload = status.GetPayload(kErrorInfoUrl);
   google::rpc::ErrorInfo info;
   if (!payload.has_value() || !info.ParseFromString(std::string(*payload))) {
     return std::nullopt;
@@ -26,7 +26,7 @@ void SetInfo(absl::Status& status, const google::rpc::ErrorInfo& info) {
 // Fills `info` from the parts of `place` that it lacks.
 void FillPlace(google::rpc::ErrorInfo& info, const ErrorPlace& place) {
   auto& metadata = *info.mutable_metadata();
-  auto fill = [&metadata](std::string_view key, const std::string& value) {
+  auto fill = [&metadata](absl::string_view key, const std::string& value) {
     if (!value.empty() && !metadata.contains(std::string(key))) {
       metadata[std::string(key)] = value;
     }
@@ -48,7 +48,7 @@ std::string PlaceText(const google::rpc::ErrorInfo& info) {
   std::string text = Find(info, "file");
   for (const char* key : {"line", "column"}) {
     if (std::string value = Find(info, key); !text.empty() && !value.empty()) {
-      absl::StrAppend(&text, ":", value);
+      text += ":" + value;
     }
   }
   if (!text.empty()) {
@@ -100,7 +100,7 @@ absl::StatusCode CodeOf(v1::Reason reason) {
   }
 }
 
-absl::Status MakeError(v1::Reason reason, std::string_view message, const ErrorPlace& place) {
+absl::Status MakeError(v1::Reason reason, absl::string_view message, const ErrorPlace& place) {
   google::rpc::ErrorInfo info;
   info.set_reason(v1::Reason_Name(reason));
   info.set_domain(kDomain);
@@ -116,7 +116,7 @@ absl::Status AtPlace(const absl::Status& status, const ErrorPlace& place) {
     return status;
   }
   // The place is part of the text: take the old one off before the new one goes on.
-  std::string_view message = status.message();
+  absl::string_view message = status.message();
   std::string old_text = PlaceText(*info);
   if (message.substr(0, old_text.size()) == old_text) {
     message.remove_prefix(old_text.size());
@@ -127,7 +127,7 @@ absl::Status AtPlace(const absl::Status& status, const ErrorPlace& place) {
   return placed;
 }
 
-absl::Status WithMetadata(const absl::Status& status, std::string_view key, std::string_view value) {
+absl::Status WithMetadata(const absl::Status& status, absl::string_view key, absl::string_view value) {
   std::optional<google::rpc::ErrorInfo> info = GetInfo(status);
   if (!info.has_value()) {
     return status;

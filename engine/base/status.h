@@ -7,10 +7,10 @@
 #include <map>
 #include <optional>
 #include <string>
-#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "modelpress/v1/errors.pb.h"
 
 namespace modelpress {
@@ -29,14 +29,14 @@ absl::StatusCode CodeOf(v1::Reason reason);
 
 // A status with code CodeOf(reason). The text is "FILE:LINE:COLUMN: layer NAME: message", as far as the parts are known;
 // `message` says what is wrong and what to do, in one sentence without a final full stop.
-absl::Status MakeError(v1::Reason reason, std::string_view message, const ErrorPlace& place = {});
+absl::Status MakeError(v1::Reason reason, absl::string_view message, const ErrorPlace& place = {});
 
 // The same status with the empty parts of its place filled in from `place`, where an inner function did not know them.
 // OK and statuses without a reason are returned unchanged.
 absl::Status AtPlace(const absl::Status& status, const ErrorPlace& place);
 
 // Adds a free metadata pair (`committed_size`, ...) to the ErrorInfo.
-absl::Status WithMetadata(const absl::Status& status, std::string_view key, std::string_view value);
+absl::Status WithMetadata(const absl::Status& status, absl::string_view key, absl::string_view value);
 
 // What a status says about itself. A status without payload has REASON_UNSPECIFIED.
 v1::Reason ReasonOf(const absl::Status& status);
@@ -49,11 +49,11 @@ bool IsInfrastructureError(const absl::Status& status);
 }  // namespace modelpress
 
 // Returns from the enclosing function if `expr` (an absl::Status) is not OK.
-#define MP_RETURN_IF_ERROR(expr)                           \
-  do {                                                     \
+#define MP_RETURN_IF_ERROR(expr)                            \
+  do {                                                      \
     if (absl::Status mp_status = (expr); !mp_status.ok()) { \
-      return mp_status;                                    \
-    }                                                      \
+      return mp_status;                                     \
+    }                                                       \
   } while (false)
 
 #define MP_CONCAT_INNER(a, b) a##b

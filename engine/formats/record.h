@@ -3,10 +3,10 @@
 #define MODELPRESS_ENGINE_FORMATS_RECORD_H_
 
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "amct/record.pb.h"
 
 namespace modelpress::engine {
@@ -25,9 +25,10 @@ struct ParsedRecord {
 // Parses with the merge semantics of formats.md section 2.2: partial messages are fine, of a repeated singular field the last
 // one counts. `file` names the file in errors. RECORD_SYNTAX with line and column: not UTF-8, not protobuf text, unknown
 // field, wrong kind of value, integer out of range.
-absl::StatusOr<ParsedRecord> ParseRecord(std::string_view text, const std::string& file);
+absl::StatusOr<ParsedRecord> ParseRecord(absl::string_view text, const std::string& file);
 
-// Prints as Python's protobuf text format does, byte for byte (formats.md section 2.1). C++'s own printer writes floats differently.
+// Prints as Python's protobuf text format does, byte for byte (formats.md section 2.1). C++'s own printer writes floats
+// differently.
 std::string PrintRecord(const AMCTPytorchProto::ScaleOffsetRecord& record);
 
 }  // namespace modelpress::engine

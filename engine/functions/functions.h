@@ -18,7 +18,8 @@ struct SavePath {
   std::string folder;  // in the workspace; "" is its root
   std::string prefix;  // "" or the text in front of "_deploy_model.onnx"
 
-  // "results/model" -> {"results", "model"}; "" or "results/" -> empty prefix. NAME_INVALID for absolute paths, "..", prefixes over 233 bytes.
+  // "results/model" -> {"results", "model"}; "" or "results/" -> empty prefix. NAME_INVALID for absolute paths, "..", prefixes
+  // over 233 bytes.
   static absl::StatusOr<SavePath> Parse(const std::string& save_path);
   // The name of an output file in its folder: prefix "x", "deploy_model.onnx" -> "x_deploy_model.onnx".
   std::string FileName(const std::string& base) const;
@@ -34,15 +35,15 @@ struct InputDigest {
 };
 
 struct CallContext {
-  const FileSet* files = nullptr;        // what the call may read
-  std::vector<InputDigest> digests;      // of the same files, where the caller knows them
-  std::string output_root;               // folder that stands for the workspace's root when files are written
-  bool validate_only = false;            // do every check, write nothing
-  ReferenceDefects defects;              // what to do as the reference does although it is wrong
+  const FileSet* files = nullptr;    // what the call may read
+  std::vector<InputDigest> digests;  // of the same files, where the caller knows them
+  std::string output_root;           // folder that stands for the workspace's root when files are written
+  bool validate_only = false;        // do every check, write nothing
+  ReferenceDefects defects;          // what to do as the reference does although it is wrong
   int threads = 1;
   // Stage ("read", "quantize", "write", "check"), done and total. Called from one thread at a time.
-  std::function<void(const std::string& stage, uint64_t done, uint64_t total)> progress =
-      [](const std::string&, uint64_t, uint64_t) {};
+  std::function<void(const std::string& stage, uint64_t done, uint64_t total)> progress = [](const std::string&, uint64_t,
+                                                                                             uint64_t) {};
 };
 
 // What a call that writes models has made. Names are names in the workspace.

@@ -9,9 +9,10 @@
 
 namespace modelpress::engine {
 
-// Checks that `model` is a readable, well-formed ONNX model and writes it unchanged under both output names, with its external data files,
-// under the names the model gives them, beside it.
-absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, const std::string& model, const std::string& save_path);
+// Checks that `model` is a readable, well-formed ONNX model and writes it unchanged under both output names, with its external
+// data files, under the names the model gives them, beside it.
+absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, const std::string& model,
+                                                  const std::string& save_path);
 
 }  // namespace modelpress::engine
 

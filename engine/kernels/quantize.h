@@ -1,5 +1,5 @@
-// The integer loops: weights to integers and back (docs/spec/save.md section 5). All are exact: the same bytes on every machine, with
-// every SIMD target, however the data is cut.
+// The integer loops: weights to integers and back (docs/spec/save.md section 5). All are exact: the same bytes on every machine,
+// with every SIMD target, however the data is cut.
 #ifndef MODELPRESS_ENGINE_KERNELS_QUANTIZE_H_
 #define MODELPRESS_ENGINE_KERNELS_QUANTIZE_H_
 

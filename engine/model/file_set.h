@@ -6,9 +6,9 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <string_view>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
 namespace modelpress::engine {
@@ -43,9 +43,9 @@ class FileSet {
   // `paths`: workspace name -> path on this machine.
   explicit FileSet(std::map<std::string, std::string> paths) : paths_(std::move(paths)) {}
 
-  bool Contains(std::string_view name) const;
+  bool Contains(absl::string_view name) const;
   // FILE_NOT_FOUND if the call was not given that name.
-  absl::StatusOr<std::shared_ptr<const InputFile>> Open(std::string_view name) const;
+  absl::StatusOr<std::shared_ptr<const InputFile>> Open(absl::string_view name) const;
 
  private:
   std::map<std::string, std::string, std::less<>> paths_;

@@ -31,8 +31,8 @@ enum class DataField : int {
 struct Tensor {
   onnx::TensorProto header;
   DataField field = DataField::kNone;
-  PayloadPtr payload;      // null if and only if field is kNone or kString
-  bool external = false;   // was, and is to be, in a file of its own beside the model
+  PayloadPtr payload;     // null if and only if field is kNone or kString
+  bool external = false;  // was, and is to be, in a file of its own beside the model
 
   const std::string& name() const { return header.name(); }
   // Number of elements by its dims; 1 for a scalar. The reader has checked that it cannot overflow.
@@ -74,8 +74,8 @@ struct ModelLimits {
 
 // Reads `name` of `files`. External data is looked up relative to the folder of `name`, checked against the sizes of the files
 // and left where it is.
-// Errors: FILE_NOT_FOUND, MODEL_UNREADABLE (with byte offset), MODEL_LIMIT, MODEL_EXTERNAL_DATA, TENSOR_INVALID (data does not fit
-// its dims), each with the file and, for tensors, the tensor's name. Missing external files are reported all at once.
+// Errors: FILE_NOT_FOUND, MODEL_UNREADABLE (with byte offset), MODEL_LIMIT, MODEL_EXTERNAL_DATA, TENSOR_INVALID (data does not
+// fit its dims), each with the file and, for tensors, the tensor's name. Missing external files are reported all at once.
 absl::StatusOr<Model> ReadModel(const FileSet& files, const std::string& name, const ModelLimits& limits = {});
 
 }  // namespace modelpress::engine

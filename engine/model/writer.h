@@ -8,10 +8,10 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "engine/model/model.h"
 
 namespace modelpress::engine {
@@ -23,7 +23,8 @@ struct ModelFile {
   std::string external_suffix;  // "_deploy": external tensors go to "<tensor name>_deploy.external" (save.md section 11)
 };
 
-// Total serialized size in bytes from which tensors are moved out of the file, largest first, until it is below (save.md section 11).
+// Total serialized size in bytes from which tensors are moved out of the file, largest first, until it is below (save.md section
+// 11).
 inline constexpr uint64_t kExternalizeAt = 2'000'000'000;
 
 struct WriteOptions {
@@ -34,7 +35,7 @@ struct WriteOptions {
 };
 
 struct WrittenFile {
-  std::string name;    // in the output folder
+  std::string name;  // in the output folder
   uint64_t size = 0;
   std::string sha256;  // lower-case hex
 };
@@ -43,7 +44,8 @@ struct WrittenFile {
 // the first time anything becomes visible. What was not committed is removed by the destructor.
 class OutputFolder {
  public:
-  // `directory` is created if missing: the last component with mode 0750, those above with 0777, both less the umask (save.md section 1.1).
+  // `directory` is created if missing: the last component with mode 0750, those above with 0777, both less the umask (save.md
+  // section 1.1).
   static absl::StatusOr<std::unique_ptr<OutputFolder>> Create(const std::string& directory);
   ~OutputFolder();
   OutputFolder(const OutputFolder&) = delete;
@@ -53,7 +55,7 @@ class OutputFolder {
   // Errors: what a payload's Read returns (with the tensor's name as layer), STORAGE_FULL, STORAGE_ERROR.
   absl::Status AddModels(absl::Span<const ModelFile> models, const WriteOptions& options);
   // Writes `bytes`.
-  absl::Status AddFile(const std::string& name, std::string_view bytes);
+  absl::Status AddFile(const std::string& name, absl::string_view bytes);
   // Writes a copy of an input file, inside the kernel where it can.
   absl::Status AddCopy(const std::string& name, const InputFile& source);
 

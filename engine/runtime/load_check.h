@@ -1,5 +1,5 @@
-// Does ONNX Runtime take a model? Loads without the weights: big initializers become graph inputs of the same type and shape, so that
-// the whole graph is resolved (operators, types, shapes) at a cost that does not grow with the weights.
+// Does ONNX Runtime take a model? Loads without the weights: big initializers become graph inputs of the same type and shape, so
+// that the whole graph is resolved (operators, types, shapes) at a cost that does not grow with the weights.
 #ifndef MODELPRESS_ENGINE_RUNTIME_LOAD_CHECK_H_
 #define MODELPRESS_ENGINE_RUNTIME_LOAD_CHECK_H_
 
@@ -8,13 +8,13 @@
 
 namespace modelpress::engine {
 
-// Prepares ONNX Runtime in this process: first thing in main of the child, before threads start. Safe to call again. Debian's onnx and
-// onnxruntime share one schema registry and each registers everything, so whichever comes second prints some 1,100 lines to std::cerr;
-// this does both with std::cerr's buffer set aside.
+// Prepares ONNX Runtime in this process: first thing in main of the child, before threads start. Safe to call again. Debian's
+// onnx and onnxruntime share one schema registry and each registers everything, so whichever comes second prints some 1,100 lines
+// to std::cerr; this does both with std::cerr's buffer set aside.
 void InitializeRuntime();
 
-// INVALID_ARGUMENT status without reason whose text is ONNX Runtime's, if it refuses the model. `stream_threshold`: initializers of more
-// bytes than that become graph inputs.
+// INVALID_ARGUMENT status without reason whose text is ONNX Runtime's, if it refuses the model. `stream_threshold`: initializers
+// of more bytes than that become graph inputs.
 absl::Status CheckLoads(const Model& model, uint64_t stream_threshold = 1 << 20);
 
 }  // namespace modelpress::engine

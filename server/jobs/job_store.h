@@ -73,7 +73,8 @@ class JobStore {
   virtual ~JobStore() = default;
 
   // Accepts `job` (state PENDING, no attempt yet). With a `request_id` that came before (within any time the store remembers, at
-  // least 24 h): the job of that time if `job.request` is equal, else REQUEST_ID_REUSED. WORKSPACE_NOT_FOUND if the workspace is gone.
+  // least 24 h): the job of that time if `job.request` is equal, else REQUEST_ID_REUSED. WORKSPACE_NOT_FOUND if the workspace is
+  // gone.
   virtual absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) = 0;
   // OPERATION_NOT_FOUND.
   virtual absl::StatusOr<Job> Get(const std::string& id) = 0;
@@ -86,12 +87,13 @@ class JobStore {
 
   // Takes the oldest PENDING job for `owner`: RUNNING, attempt + 1, leased until `lease_expiry`. Nothing to do: nullopt.
   virtual absl::StatusOr<std::optional<Job>> Claim(const std::string& owner, absl::Time lease_expiry) = 0;
-  // Extends the lease of attempt `attempt` and stores its progress (which need not be durable). Returns the state: CANCELLING asks the
-  // holder to stop. FAILED_PRECONDITION (without reason) if that attempt does not hold the job any more: drop all work on it.
+  // Extends the lease of attempt `attempt` and stores its progress (which need not be durable). Returns the state: CANCELLING
+  // asks the holder to stop. FAILED_PRECONDITION (without reason) if that attempt does not hold the job any more: drop all work
+  // on it.
   virtual absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt, const v1::Progress& progress,
                                                                  absl::Time lease_expiry) = 0;
-  // Ends attempt `attempt`: links the outputs under their names and stores the outcome, both or neither. A CANCELLING job whose attempt
-  // succeeded all the same ends SUCCEEDED. FAILED_PRECONDITION as Heartbeat.
+  // Ends attempt `attempt`: links the outputs under their names and stores the outcome, both or neither. A CANCELLING job whose
+  // attempt succeeded all the same ends SUCCEEDED. FAILED_PRECONDITION as Heartbeat.
   virtual absl::Status Finish(const std::string& id, int attempt, const Outcome& outcome) = 0;
   // Gives the job back to PENDING (CANCELLED if it was CANCELLING), for another attempt. FAILED_PRECONDITION as Heartbeat.
   virtual absl::Status Requeue(const std::string& id, int attempt) = 0;

@@ -1,4 +1,5 @@
-// Workspaces, the files in them (names that point to blobs) and unfinished uploads. Every change is durable when the call returns.
+// Workspaces, the files in them (names that point to blobs) and unfinished uploads. Every change is durable when the call
+// returns.
 #ifndef MODELPRESS_SERVER_WORKSPACES_WORKSPACE_STORE_H_
 #define MODELPRESS_SERVER_WORKSPACES_WORKSPACE_STORE_H_
 
@@ -42,8 +43,8 @@ class WorkspaceStore {
  public:
   virtual ~WorkspaceStore() = default;
 
-  // WORKSPACE_EXISTS. A `request_id` that came before gives the workspace of that time (REQUEST_ID_REUSED if `id` is another; an empty `id`
-  // asks for `fallback_id`).
+  // WORKSPACE_EXISTS. A `request_id` that came before gives the workspace of that time (REQUEST_ID_REUSED if `id` is another; an
+  // empty `id` asks for `fallback_id`).
   virtual absl::StatusOr<WorkspaceRow> CreateWorkspace(const std::string& id, const std::string& fallback_id,
                                                        const std::string& request_id) = 0;
   virtual absl::StatusOr<WorkspaceRow> GetWorkspace(const std::string& id) = 0;  // WORKSPACE_NOT_FOUND
@@ -54,8 +55,10 @@ class WorkspaceStore {
   // All of these: WORKSPACE_NOT_FOUND.
   virtual absl::StatusOr<FileRow> GetFile(const std::string& workspace, const std::string& path) = 0;  // FILE_NOT_FOUND
   virtual absl::StatusOr<Page<FileRow>> ListFiles(const std::string& workspace, int page_size, const std::string& page_token) = 0;
-  // Every file in `folder` ("" is the whole workspace; "a/b": paths that begin with "a/b/"), as of one moment. MODEL_LIMIT over `max_files`.
-  virtual absl::StatusOr<std::vector<FileRow>> Snapshot(const std::string& workspace, const std::string& folder, int max_files) = 0;
+  // Every file in `folder` ("" is the whole workspace; "a/b": paths that begin with "a/b/"), as of one moment. MODEL_LIMIT over
+  // `max_files`.
+  virtual absl::StatusOr<std::vector<FileRow>> Snapshot(const std::string& workspace, const std::string& folder,
+                                                        int max_files) = 0;
   virtual absl::Status PutFile(const std::string& workspace, const FileRow& file) = 0;
   virtual absl::Status DeleteFile(const std::string& workspace, const std::string& path) = 0;  // FILE_NOT_FOUND
 

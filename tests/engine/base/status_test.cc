@@ -17,7 +17,8 @@ TEST(StatusTest, EveryReasonHasACode) {
 }
 
 TEST(StatusTest, TextNamesThePlace) {
-  absl::Status status = MakeError(v1::RECORD_VALUE, "scale_d must be positive", {.file = "r.txt", .line = 3, .column = 5, .layer = "conv1"});
+  absl::Status status =
+      MakeError(v1::RECORD_VALUE, "scale_d must be positive", {.file = "r.txt", .line = 3, .column = 5, .layer = "conv1"});
   EXPECT_EQ(status.message(), "r.txt:3:5: layer 'conv1': scale_d must be positive");
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ReasonOf(status), v1::RECORD_VALUE);
