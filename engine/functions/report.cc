@@ -50,7 +50,8 @@ Json DescribeLayers(const Graph& graph, const FactorsByLayer& factors) {
     layer["quantized"] = it != factors.end();
     if (it == factors.end()) {
       const std::string why_not = WhyNotQuantizable(graph, id);
-      layer["reason"] = why_not.empty() ? "the record file has no factors for it" : absl::StrCat("cannot be quantized: ", why_not);
+      layer["reason"] =
+          why_not.empty() ? "the record file has no factors for it" : absl::StrCat("cannot be quantized: ", why_not);
     } else {
       const LayerFactors& f = it->second;
       layer["activation_bits"] = rule->is_rnn() ? f.rnn_activation_bits : f.activation_bits;
@@ -72,8 +73,6 @@ Json DescribeLayers(const Graph& graph, const FactorsByLayer& factors) {
   return layers;
 }
 
-Json DescribeFile(const WrittenFile& file) {
-  return {{"name", file.name}, {"size_bytes", file.size}, {"sha256", file.sha256}};
-}
+Json DescribeFile(const WrittenFile& file) { return {{"name", file.name}, {"size_bytes", file.size}, {"sha256", file.sha256}}; }
 
 }  // namespace modelpress::engine

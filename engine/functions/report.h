@@ -14,7 +14,8 @@
 namespace modelpress::engine {
 
 // The parts that every report has: function, versions, options, inputs.
-nlohmann::ordered_json StartReport(const std::string& function, const CallContext& context, const std::set<std::string>& inputs_read);
+nlohmann::ordered_json StartReport(const std::string& function, const CallContext& context,
+                                   const std::set<std::string>& inputs_read);
 
 // One object per quantizable operator in graph order, quantized or not, with the reason. `graph` is the model as read.
 nlohmann::ordered_json DescribeLayers(const Graph& graph, const FactorsByLayer& factors);

@@ -39,15 +39,17 @@ void DropMarkOpset(onnx::ModelProto& shell, const ReferenceDefects& defects, std
   if (!last_is_mark) {
     deviations.insert("every opset import but that of the mark domain is kept (3.1)");
   }
-  imports->erase(std::remove_if(imports->begin(), imports->end(), [](const auto& import) { return import.domain() == kMarkDomain; }),
-                 imports->end());
+  imports->erase(
+      std::remove_if(imports->begin(), imports->end(), [](const auto& import) { return import.domain() == kMarkDomain; }),
+      imports->end());
 }
 
 absl::Status CheckOpset(const Model& model, const ReferenceDefects& defects) {
   for (const onnx::OperatorSetIdProto& import : model.shell.opset_import()) {
     if (import.domain().empty() && import.version() < kMinOpset && !defects.accepts_old_opsets) {
-      return MakeError(v1::OPSET_UNSUPPORTED, absl::StrCat("the model has opset ", import.version(),
-                                                           "; the fake-quant model needs 11 or newer: export or convert it again"));
+      return MakeError(v1::OPSET_UNSUPPORTED,
+                       absl::StrCat("the model has opset ", import.version(),
+                                    "; the fake-quant model needs 11 or newer: export or convert it again"));
     }
   }
   return absl::OkStatus();
@@ -60,9 +62,10 @@ absl::StatusOr<absl::flat_hash_set<std::string>> TakeDataTypes(Model& model) {
     onnx::NodeProto& node = model.nodes[i].proto;
     const std::string name = node.has_name() ? node.name() : absl::StrCat("node_", i);
     if (node.op_type() == "QuantIdentity") {
-      return MakeError(v1::MODEL_MARKED,
-                       "the model still holds QuantIdentity marks: it is a raw export, not the modified model that quantize_model writes",
-                       {.layer = name});
+      return MakeError(
+          v1::MODEL_MARKED,
+          "the model still holds QuantIdentity marks: it is a raw export, not the modified model that quantize_model writes",
+          {.layer = name});
     }
     for (int a = node.attribute_size() - 1; a >= 0; --a) {
       if (node.attribute(a).name() == "op_data_type") {
@@ -115,7 +118,8 @@ std::vector<std::string> RecordWarnings(const ParsedRecord& record, const Factor
       warnings.push_back(absl::StrCat("record entry '", entry.key(), "': kv_cache_value has no effect when saving"));
     }
     if (++seen[entry.key()] == 2) {
-      warnings.push_back(absl::StrCat("record entry '", entry.key(), "' is given more than once; the last one with factors counts"));
+      warnings.push_back(
+          absl::StrCat("record entry '", entry.key(), "' is given more than once; the last one with factors counts"));
     }
   }
   return warnings;
@@ -134,8 +138,8 @@ absl::Status ComputeAll(const Model& model) {
   return absl::OkStatus();
 }
 
-// ONNX Runtime must take the fake-quant model. Where it refuses the caller's own model too (an operator it does not know), that is not the
-// engine's doing: the text becomes a warning.
+// ONNX Runtime must take the fake-quant model. Where it refuses the caller's own model too (an operator it does not know), that
+// is not the engine's doing: the text becomes a warning.
 absl::StatusOr<std::string> CheckFakeQuant(const Model& fake_quant, const Model& input) {
   const absl::Status loads = CheckLoads(fake_quant);
   if (loads.ok()) {
@@ -158,8 +162,8 @@ absl::StatusOr<Model> ReadBack(const OutputFolder& output, const std::string& na
 
 }  // namespace
 
-absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::string& modified_onnx_file, const std::string& record_file,
-                                      const std::string& save_path) {
+absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::string& modified_onnx_file,
+                                      const std::string& record_file, const std::string& save_path) {
   const ErrorPlace model_place = {.field = kModelField, .file = modified_onnx_file};
   const ErrorPlace record_place = {.field = kRecordField, .file = record_file};
   auto at_model = [&](const absl::Status& status) { return AtPlace(status, model_place); };

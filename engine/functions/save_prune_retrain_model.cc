@@ -18,7 +18,8 @@ std::string FolderOf(const std::string& name) { return name.substr(0, name.rfind
 
 }  // namespace
 
-absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, const std::string& model, const std::string& save_path) {
+absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, const std::string& model,
+                                                  const std::string& save_path) {
   const ErrorPlace place = {.field = "model", .file = model};
   MP_ASSIGN_OR_RETURN(const SavePath path, SavePath::Parse(save_path));
   context.progress("read", 0, 0);
@@ -42,13 +43,14 @@ absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, co
     return result;
   }
 
-  // External data keeps its names, which the model refers to. They may lie in folders of their own; the folder with the models is committed
-  // last, so that whatever it refers to is there before it.
+  // External data keeps its names, which the model refers to. They may lie in folders of their own; the folder with the models is
+  // committed last, so that whatever it refers to is there before it.
   std::map<std::string, std::unique_ptr<OutputFolder>> folders;
   auto folder = [&](const std::string& name) -> absl::StatusOr<OutputFolder*> {
     std::unique_ptr<OutputFolder>& entry = folders[name];
     if (entry == nullptr) {
-      MP_ASSIGN_OR_RETURN(entry, OutputFolder::Create((std::filesystem::path(context.output_root) / path.folder / name).string()));
+      MP_ASSIGN_OR_RETURN(entry,
+                          OutputFolder::Create((std::filesystem::path(context.output_root) / path.folder / name).string()));
     }
     return entry.get();
   };

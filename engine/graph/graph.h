@@ -135,7 +135,7 @@ class Graph {
   std::vector<ItemId> added_;   // since then, oldest first
   std::vector<std::vector<Use>> input_uses_;
   std::vector<Value> graph_outputs_;
-  absl::flat_hash_set<std::string> item_names_;    // known since the last sort
+  absl::flat_hash_set<std::string> item_names_;  // known since the last sort
   std::vector<std::string> deviations_;
   absl::flat_hash_set<std::string> tensor_names_;  // every tensor name of the graph and its subgraphs
 };

@@ -28,38 +28,39 @@ ScaleRuns ScalesOf(const RecordedLayer& layer, const Item& item, const std::vect
     }
     return product;
   };
+  ScaleRuns runs;
+  runs.scales = scales;
   if (scales.size() == 1) {
-    return {scales, std::max<uint64_t>(count, 1)};
-  }
-  if (layer.rule->is_rnn()) {  // [1, gates * hidden, inputs]: one per row, or one per gate
-    return {scales, product_from(1) / scales.size()};
-  }
-  if (layer.rule->kind == OpKind::kConvTranspose) {  // [Cin, Cout / group, ...]
-    const int64_t group = GroupOf(item);
-    const int64_t cin_per_group = std::max<int64_t>(dims[0] / group, 1);
-    ScaleRuns runs{{}, product_from(2)};
-    for (int64_t i = 0; i < dims[0]; ++i) {
-      const int64_t first = i / cin_per_group * dims[1];
-      runs.scales.insert(runs.scales.end(), scales.begin() + first, scales.begin() + first + dims[1]);
+    runs.run_length = std::max<uint64_t>(count, 1);
+  } else if (layer.rule->is_rnn()) {  // [1, gates * hidden, inputs]: one per row, or one per gate
+    runs.run_length = product_from(1) / scales.size();
+  } else if (layer.rule->kind == OpKind::kConvTranspose) {  // [Cin, Cout / group, ...]
+    const int64_t cin_per_group = std::max<int64_t>(dims[0] / GroupOf(item), 1);
+    runs.scales.clear();
+    for (int64_t i = 0; i < dims[0] * dims[1]; ++i) {
+      runs.scales.push_back(scales[i / dims[1] / cin_per_group * dims[1] + i % dims[1]]);
     }
-    return runs;
+    runs.run_length = product_from(2);
+  } else {
+    runs.run_length = product_from(1);
   }
-  return {scales, product_from(1)};
+  return runs;
 }
 
 absl::StatusOr<ConstantOperand> RequireConstant(const Graph& graph, const Item& layer, Value value, absl::string_view what) {
   std::optional<ConstantOperand> operand = FindConstantOperand(graph, value);
   if (!operand.has_value()) {
     return MakeError(v1::NODE_UNSUPPORTED,
-                     absl::StrCat("its ", what, " must be an initializer or a Constant, at most behind one Transpose; remove its record "
+                     absl::StrCat("its ", what,
+                                  " must be an initializer or a Constant, at most behind one Transpose; remove its record "
                                   "entry or fold the tensor"),
                      {.layer = layer.name});
   }
   return *operand;
 }
 
-// Every weight and bias that is about to be rewritten becomes an initializer used by nobody else: values of Constant nodes move into
-// initializers, and tensors with other uses are copied. The reference crashes on the former and quantizes the latter twice.
+// Every weight and bias that is about to be rewritten becomes an initializer used by nobody else: values of Constant nodes move
+// into initializers, and tensors with other uses are copied. The reference crashes on the former and quantizes the latter twice.
 class OwnOperands final : public Pass {
  public:
   explicit OwnOperands(SaveStep& step) : step_(step) {}
@@ -95,7 +96,8 @@ class OwnOperands final : public Pass {
     }
     step_.deviations.insert(absl::StrCat("layer '", graph.item(layer).name, "' shares a tensor and got a copy of its own (6.4)"));
     const std::string base = graph.item(layer).name;
-    const ItemId copy = graph.AddInitializer(absl::StrCat(base, ".", graph.item(operand.holder).name), graph.item(operand.holder).tensor);
+    const ItemId copy =
+        graph.AddInitializer(absl::StrCat(base, ".", graph.item(operand.holder).name), graph.item(operand.holder).tensor);
     Value own{copy, 0};
     if (operand.transpose >= 0) {
       const std::string transpose_name = absl::StrCat(base, ".", graph.item(operand.transpose).name);
@@ -134,7 +136,8 @@ class TransposeGemmWeight final : public Pass {
       MP_ASSIGN_OR_RETURN(ConstantOperand operand, RequireConstant(graph, gemm, graph.InputOf(layer.id, 1), "weight"));
       Tensor& weight = graph.mutable_item(operand.holder).tensor;
       if (weight.header.dims_size() != 2) {
-        return MakeError(v1::TENSOR_INVALID, absl::StrCat("the weight of a Gemm must have rank 2, not ", weight.header.dims_size()),
+        return MakeError(v1::TENSOR_INVALID,
+                         absl::StrCat("the weight of a Gemm must have rank 2, not ", weight.header.dims_size()),
                          {.layer = gemm.name});
       }
       const int64_t rows = weight.header.dims(0);
@@ -183,7 +186,8 @@ class BalanceActivations final : public Pass {
       if (DataTypeOf(weight) == onnx::TensorProto::FLOAT16) {
         ToFloat16(tensor);
       }
-      const ItemId constant = AddConstant(graph, absl::StrCat(base, ".tensor_balance_factor"), std::move(tensor), "tensor_balance_factor");
+      const ItemId constant =
+          AddConstant(graph, absl::StrCat(base, ".tensor_balance_factor"), std::move(tensor), "tensor_balance_factor");
       const std::string mul_name = absl::StrCat(base, ".mul");
       const ItemId mul = graph.AddNode(mul_name, NewNode("Mul", "mul of the dmq_balancer"), 2, {OutputName(mul_name)});
       graph.InsertBefore(layer.id, 0, mul);
@@ -228,8 +232,8 @@ class QuantizeActivations final : public Pass {
       ItemId at = layer.id;
       if (layer.rule->kind == OpKind::kAveragePool) {  // padding belongs to the pooling: quantize in front of it
         const Value producer = graph.InputOf(layer.id, 0);
-        if (producer.is_item() && graph.item(producer.item).Is("Pad") && graph.item(producer.item).name == absl::StrCat(base, "_pad") &&
-            graph.UsesOf(producer).size() == 1) {
+        if (producer.is_item() && graph.item(producer.item).Is("Pad") &&
+            graph.item(producer.item).name == absl::StrCat(base, "_pad") && graph.UsesOf(producer).size() == 1) {
           at = producer.item;
         }
       }
@@ -299,11 +303,12 @@ class QuantizeWeightTensors final : public Pass {
       default:
         break;
     }
-    return MakeError(v1::TENSOR_INVALID,
-                     absl::StrCat("weight '", tensor.name(), "' has type ",
-                                  onnx::TensorProto::DataType_Name(static_cast<onnx::TensorProto::DataType>(tensor.header.data_type())),
-                                  "; only float weights can be quantized"),
-                     {.layer = layer.name});
+    return MakeError(
+        v1::TENSOR_INVALID,
+        absl::StrCat("weight '", tensor.name(), "' has type ",
+                     onnx::TensorProto::DataType_Name(static_cast<onnx::TensorProto::DataType>(tensor.header.data_type())),
+                     "; only float weights can be quantized"),
+        {.layer = layer.name});
   }
 
   SaveStep& step_;
@@ -356,7 +361,8 @@ class QuantizeBiases final : public Pass {
         continue;
       }
       const Item& item = graph.item(layer.id);
-      MP_ASSIGN_OR_RETURN(ConstantOperand operand, RequireConstant(graph, item, graph.InputOf(place->item, place->input), "bias"));
+      MP_ASSIGN_OR_RETURN(ConstantOperand operand,
+                          RequireConstant(graph, item, graph.InputOf(place->item, place->input), "bias"));
       Tensor& bias = graph.mutable_item(operand.holder).tensor;
       MP_ASSIGN_OR_RETURN(std::vector<float> scales, BiasScales(layer, item, bias.ElementCount()));
       MP_ASSIGN_OR_RETURN(std::vector<int32_t> integers, Quantize(bias, scales, item));
@@ -401,7 +407,8 @@ class QuantizeBiases final : public Pass {
         auto earlier = step_.quantized.biases.find(bias.name());
         if (step_.defects.quantizes_shared_tensors_twice && earlier != step_.quantized.biases.end()) {
           for (uint64_t i = 0; i < count; ++i) {  // int32 / float32 is float64 in NumPy
-            MP_ASSIGN_OR_RETURN(integers[i], ToInt32(std::nearbyint(earlier->second[i] / static_cast<double>(scales[i])), i, layer));
+            MP_ASSIGN_OR_RETURN(integers[i],
+                                ToInt32(std::nearbyint(earlier->second[i] / static_cast<double>(scales[i])), i, layer));
           }
           return integers;
         }

@@ -1,4 +1,5 @@
 // The passes that make the model for the device (docs/spec/save.md section 7).
+#include <algorithm>
 #include <array>
 
 #include "absl/strings/str_cat.h"
@@ -26,8 +27,8 @@ class PackInt4Weights final : public Pass {
         const int64_t length = axis < tensor.header.dims_size() ? tensor.header.dims(axis) : 0;
         if (length % 2 != 0 || length == 0) {
           return MakeError(v1::TENSOR_INVALID,
-                           absl::StrCat("wts_type INT4 packs pairs of input channels, but dimension ", axis, " of weight '", tensor.name(),
-                                        "' is ", length, "; use INT8 for this layer"),
+                           absl::StrCat("wts_type INT4 packs pairs of input channels, but dimension ", axis, " of weight '",
+                                        tensor.name(), "' is ", length, "; use INT8 for this layer"),
                            {.layer = graph.item(layer.id).name});
         }
         uint64_t inner = 1;
@@ -96,7 +97,8 @@ class ReplaceRnns final : public Pass {
   static onnx::NodeProto DeviceNode(const onnx::NodeProto& old, const RecordedLayer& layer, bool lstm) {
     const LayerFactors& factors = *layer.factors;
     const char* const reset = lstm ? "input_forget" : "linear_before_reset";
-    const std::array<const char*, 6> defaults = {"activation_alpha", "activation_beta", "activations", "clip", "direction", reset};
+    const std::array<const char*, 6> defaults = {
+        "activation_alpha", "activation_beta", "activations", "clip", "direction", reset};
     onnx::NodeProto node = NewNode(std::string(layer.rule->deploy_op_type));
     for (const onnx::AttributeProto& attribute : old.attribute()) {
       if (attribute.name() == "hidden_size" || std::find(defaults.begin(), defaults.end(), attribute.name()) != defaults.end()) {

@@ -1,5 +1,5 @@
-// The passes that make the model for accuracy simulation in ONNX Runtime (docs/spec/save.md section 8). They work on the graph that the
-// common passes left, where weights and biases are integers.
+// The passes that make the model for accuracy simulation in ONNX Runtime (docs/spec/save.md section 8). They work on the graph
+// that the common passes left, where weights and biases are integers.
 #include <cstring>
 
 #include "absl/base/casts.h"
@@ -67,8 +67,8 @@ class FakeQuantizeRnnInputs final : public Pass {
       return proto;
     };
     const std::string suffix = absl::StrCat(".output", input);
-    const ItemId quant = graph.AddNode(absl::StrCat(base, ".quant"), node("AscendQuant", 1.0F / scale), 1,
-                                       {absl::StrCat(base, ".quant", suffix)});
+    const ItemId quant =
+        graph.AddNode(absl::StrCat(base, ".quant"), node("AscendQuant", 1.0F / scale), 1, {absl::StrCat(base, ".quant", suffix)});
     const ItemId anti_quant = graph.AddNode(absl::StrCat(base, ".anti_quant"), node("AscendAntiQuant", scale), 1,
                                             {absl::StrCat(base, ".antiquant", suffix)});
     graph.InsertBefore(layer.id, input, quant);
@@ -92,7 +92,8 @@ class FakeQuantizeActivations final : public Pass {
       const int bits = type == "INT16" ? 16 : type == "INT4" ? 4 : 8;
       const auto limit = static_cast<float>(1 << (bits - 1));
       auto constant = [&](const char* name, float value, const char* doc) {
-        return Value{AddConstant(graph, absl::StrCat(base, ".", name), FloatTensor({value}), absl::StrCat(doc, " of the Fakequant")), 0};
+        return Value{
+            AddConstant(graph, absl::StrCat(base, ".", name), FloatTensor({value}), absl::StrCat(doc, " of the Fakequant")), 0};
       };
       const Value scale = constant("scale", FindAttribute(proto, "scale")->f(), "scale");
       const Value offset = constant("offset", FindAttribute(proto, "offset")->f(), "offset");
@@ -100,7 +101,9 @@ class FakeQuantizeActivations final : public Pass {
       const Value high = constant("max_val", limit - 1, "clip max");
       const Value input = graph.InputOf(quant, 0);
       auto node = [&](const char* op_type, const char* name, const std::vector<Value>& inputs) {
-        return Value{AddLinked(graph, absl::StrCat(base, ".", name), NewNode(op_type, absl::StrCat(name, " of the Fakequant")), inputs), 0};
+        return Value{
+            AddLinked(graph, absl::StrCat(base, ".", name), NewNode(op_type, absl::StrCat(name, " of the Fakequant")), inputs),
+            0};
       };
       const Value mul = node("Mul", "mul", {input, scale});
       const Value round = node("Round", "round", {mul});
@@ -137,7 +140,8 @@ class FakeQuantizeWeightTensors final : public Pass {
         std::optional<ConstantOperand> operand = FindConstantOperand(graph, graph.InputOf(layer.id, input));
         Tensor& tensor = graph.mutable_item(operand->holder).tensor;
         const IntegerWeightPtr& weight = step_.quantized.weights.at(tensor.name());
-        SetData(tensor, onnx::TensorProto::FLOAT, DataField::kFloat, layer.rule->is_rnn() ? AsDequantized(weight) : AsFloatIntegers(weight));
+        SetData(tensor, onnx::TensorProto::FLOAT, DataField::kFloat,
+                layer.rule->is_rnn() ? AsDequantized(weight) : AsFloatIntegers(weight));
       }
     }
     return absl::OkStatus();
@@ -164,7 +168,8 @@ class FakeDequantizeOutputs final : public Pass {
       const std::string base = absl::StrCat(layer, ".fakedequant");
       const ItemId constant =
           AddConstant(graph, absl::StrCat(base, ".dqscale"), FloatTensor(scales, dims), "scale of the Fake dequant");
-      Value last{AddLinked(graph, absl::StrCat(base, ".mul"), NewNode("Mul", "mul of the Fake dequant"), {data, Value{constant, 0}}), 0};
+      Value last{
+          AddLinked(graph, absl::StrCat(base, ".mul"), NewNode("Mul", "mul of the Fake dequant"), {data, Value{constant, 0}}), 0};
       if (step_.float16_layers.contains(layer)) {
         last = Value{AddLinked(graph, absl::StrCat(base, ".cast"), CastNode(onnx::TensorProto::FLOAT16), {last}), 0};
       }

@@ -28,8 +28,9 @@ bool IsOneOf(const std::string& value, std::initializer_list<absl::string_view> 
 
 // An entry without any factor leaves its layer in float (rule 5).
 bool IsEmpty(const SingleLayerRecord& value) {
-  return value.scale_d() == 0 && value.offset_d() == 0 && value.scale_h() == 0 && value.offset_h() == 0 && value.scale_w().empty() &&
-         value.offset_w().empty() && value.shift_bit().empty() && value.scale_r().empty() && value.offset_r().empty();
+  return value.scale_d() == 0 && value.offset_d() == 0 && value.scale_h() == 0 && value.offset_h() == 0 &&
+         value.scale_w().empty() && value.offset_w().empty() && value.shift_bit().empty() && value.scale_r().empty() &&
+         value.offset_r().empty();
 }
 
 // Checks one entry. The numbers in comments are the rules of docs/spec/save.md section 2.3.
@@ -62,8 +63,9 @@ class EntryChecker {
       if (auto weight = FindConstantOperand(graph_, graph_.InputOf(node, rule.weight)); weight.has_value()) {
         dims = DimsOf(graph_.item(weight->holder));
       } else {
-        return Error(v1::NODE_UNSUPPORTED,
-                     "its weight must be an initializer or a Constant, at most behind one Transpose; remove the entry or fold the weight");
+        return Error(
+            v1::NODE_UNSUPPORTED,
+            "its weight must be an initializer or a Constant, at most behind one Transpose; remove the entry or fold the weight");
       }
     }
     const bool empty = IsEmpty(value_);
@@ -110,7 +112,8 @@ class EntryChecker {
   }
 
   // The numbers of scales that `dims` allow, in words for errors too.
-  bool LengthFits(const Item& item, const OpRule& rule, const std::vector<int64_t>& dims, int64_t length, std::string& wanted) const {
+  bool LengthFits(const Item& item, const OpRule& rule, const std::vector<int64_t>& dims, int64_t length,
+                  std::string& wanted) const {
     const int64_t channels = rule.per_channel_scales ? OutputChannels(item, rule, dims) : 0;
     if (rule.is_rnn()) {
       wanted = absl::StrCat(rule.gates, " (one per gate) or ", channels);
@@ -149,8 +152,8 @@ class EntryChecker {
     }
     const int limit = 1 << (bits - 1);
     if (offset < -limit || offset >= limit) {
-      return Error(v1::RECORD_VALUE,
-                   absl::StrCat(offset_name, " is ", offset, ", outside [", -limit, ", ", limit - 1, "] of a ", bits, "-bit activation"));
+      return Error(v1::RECORD_VALUE, absl::StrCat(offset_name, " is ", offset, ", outside [", -limit, ", ", limit - 1, "] of a ",
+                                                  bits, "-bit activation"));
     }
     MP_RETURN_IF_ERROR(CheckScale(scale_name, scale));
     if (!defects_.accepts_overflowing_scales && !std::isfinite(1.0F / scale)) {
@@ -171,7 +174,8 @@ class EntryChecker {
                            const Offsets& offsets) const {
     for (int offset : offsets) {
       if (offset != 0) {
-        return Error(v1::RECORD_VALUE, absl::StrCat(offset_name, " is ", offset, "; weights are quantized symmetrically, it must be 0"));
+        return Error(v1::RECORD_VALUE,
+                     absl::StrCat(offset_name, " is ", offset, "; weights are quantized symmetrically, it must be 0"));
       }
     }
     for (float scale : scales) {
@@ -202,7 +206,8 @@ class EntryChecker {
     return absl::OkStatus();
   }
 
-  absl::Status CheckBalanceFactors(const Item& item, const OpRule& rule, const std::vector<int64_t>& dims, bool empty) const {  // 16
+  absl::Status CheckBalanceFactors(const Item& item, const OpRule& rule, const std::vector<int64_t>& dims,
+                                   bool empty) const {  // 16
     if (value_.tensor_balance_factor().empty()) {
       return absl::OkStatus();
     }

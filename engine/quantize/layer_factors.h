@@ -20,14 +20,14 @@ struct LayerFactors {
   std::vector<float> scale_w;  // weight: real = scale_w * q; one, or one per output channel (RNN: per gate or per row)
   float scale_h = 0;           // RNN hidden state
   int offset_h = 0;
-  std::vector<float> scale_r;             // RNN recurrence weight
+  std::vector<float> scale_r;                // RNN recurrence weight
   std::vector<float> tensor_balance_factor;  // DMQ: one per input channel, or empty
 
-  int activation_bits = 8;      // 4, 8 or 16
-  int weight_bits = 8;          // 4, 6, 7 or 8
-  int rnn_activation_bits = 8;  // act_type alone decides for RNN
-  std::string merge_type;       // act_type as written, "UNSET" where absent: equal quantizers merge only if it is equal
-  bool packs_int4 = false;      // deploy weights are packed along Cin
+  int activation_bits = 8;               // 4, 8 or 16
+  int weight_bits = 8;                   // 4, 6, 7 or 8
+  int rnn_activation_bits = 8;           // act_type alone decides for RNN
+  std::string merge_type;                // act_type as written, "UNSET" where absent: equal quantizers merge only if it is equal
+  bool packs_int4 = false;               // deploy weights are packed along Cin
   bool truncates_dequant_scale = false;  // FORCE_FP16_QUANT
 };
 
@@ -37,9 +37,9 @@ using FactorsByLayer = std::map<std::string, LayerFactors>;
 // "INT8" and so on.
 std::string IntegerTypeName(int bits);
 
-// Checks every entry in file order; the first error ends it. The result holds the layers that carry factors. `file` names the record in errors.
-// RECORD_EMPTY, RECORD_INCOMPLETE, RECORD_UNKNOWN_LAYER, RECORD_NOT_QUANTIZABLE, RECORD_VALUE, RECORD_LENGTH, RECORD_UNEXPECTED,
-// each with line, column and layer.
+// Checks every entry in file order; the first error ends it. The result holds the layers that carry factors. `file` names the
+// record in errors. RECORD_EMPTY, RECORD_INCOMPLETE, RECORD_UNKNOWN_LAYER, RECORD_NOT_QUANTIZABLE, RECORD_VALUE, RECORD_LENGTH,
+// RECORD_UNEXPECTED, each with line, column and layer.
 absl::StatusOr<FactorsByLayer> ReadFactors(const ParsedRecord& record, const Graph& graph, const std::string& file,
                                            const ReferenceDefects& defects);
 

@@ -28,7 +28,8 @@ bool IsConstant(const Item& item) {
 
 // The tensor of a Constant node, without its data.
 const onnx::TensorProto& ConstantHeader(const Item& constant) {
-  return constant.node.tensors.empty() ? FindAttribute(constant.node.proto, "value")->t() : constant.node.tensors[0].second.header;
+  return constant.node.tensors.empty() ? FindAttribute(constant.node.proto, "value")->t()
+                                       : constant.node.tensors[0].second.header;
 }
 
 std::string WhyNotRnn(const Graph& graph, ItemId id, const OpRule& rule) {
@@ -165,7 +166,8 @@ std::string WhyNotQuantizable(const Graph& graph, ItemId id) {
       } else if (auto weight = FindConstantOperand(graph, graph.InputOf(id, 1)); weight.has_value()) {
         spatial = static_cast<int>(DimsOf(graph.item(weight->holder)).size()) - 2;
       }
-      return spatial >= 1 && spatial <= 3 ? "" : absl::StrCat("it has ", spatial, " spatial dimensions; 1, 2 and 3 are supported");
+      return spatial >= 1 && spatial <= 3 ? ""
+                                          : absl::StrCat("it has ", spatial, " spatial dimensions; 1, 2 and 3 are supported");
     }
     case OpKind::kGemm:
       return IntAttribute(item.node.proto, "transA", 0) == 1 ? "transA is 1" : "";

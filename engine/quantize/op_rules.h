@@ -19,14 +19,14 @@ enum class OpKind { kConv, kConvTranspose, kGemm, kMatMul, kAveragePool, kLstm, 
 struct OpRule {
   absl::string_view op_type;
   OpKind kind;
-  int weight;      // input index; -1: none
-  int bias;        // input index; -1: none at the node itself (MatMul's is in the Add behind it)
-  int recurrence;  // input index of R; -1: no RNN
-  int initial_h;   // input index; -1: no RNN
-  int gates;       // LSTM 4, GRU 3, else 0
-  int cin_axis;    // axis of the weight along which INT4 values are packed
-  bool per_channel_scales;  // scale_w may hold one per output channel
-  bool balance_factors;     // may carry tensor_balance_factor
+  int weight;                        // input index; -1: none
+  int bias;                          // input index; -1: none at the node itself (MatMul's is in the Add behind it)
+  int recurrence;                    // input index of R; -1: no RNN
+  int initial_h;                     // input index; -1: no RNN
+  int gates;                         // LSTM 4, GRU 3, else 0
+  int cin_axis;                      // axis of the weight along which INT4 values are packed
+  bool per_channel_scales;           // scale_w may hold one per output channel
+  bool balance_factors;              // may carry tensor_balance_factor
   absl::string_view deploy_op_type;  // what replaces the node in the deploy model; empty: it stays
 
   bool is_rnn() const { return gates > 0; }
@@ -46,8 +46,8 @@ std::optional<ConstantOperand> FindConstantOperand(const Graph& graph, Value val
 std::vector<int64_t> DimsOf(const Item& holder);
 int DataTypeOf(const Item& holder);
 
-// The Add behind a MatMul that adds its bias, if its output has no other use, and the Add's input 1 is a constant of rank 1 as long as the
-// weight's last dimension. -1: no bias.
+// The Add behind a MatMul that adds its bias, if its output has no other use, and the Add's input 1 is a constant of rank 1 as
+// long as the weight's last dimension. -1: no bias.
 ItemId FindMatMulBiasAdd(const Graph& graph, ItemId matmul);
 
 // Where a layer's bias comes in: an input of the node itself or of the Add behind a MatMul. nullopt: it has none.

@@ -72,11 +72,11 @@ PayloadPtr Int32Payload(const std::vector<int32_t>& values);
 PayloadPtr Uint64Payload(const std::vector<uint64_t>& values);
 // Each scale times `factor`: one float32 multiplication each.
 std::vector<float> Times(std::vector<float> scales, float factor);
-// Adds the initializer `<layer>.dequant.param`: the float32 bits of every scale in the low half of a uint64. `truncate` keeps their upper 19
-// bits (FORCE_FP16_QUANT).
+// Adds the initializer `<layer>.dequant.param`: the float32 bits of every scale in the low half of a uint64. `truncate` keeps
+// their upper 19 bits (FORCE_FP16_QUANT).
 ItemId AddDequantParam(Graph& graph, const std::string& layer, const std::vector<float>& scales, bool truncate);
-// scale_w * scale_d for every one of the `count` elements of a layer's bias (RNN: the half of W, then the half of R with scale_r * scale_h).
-// TENSOR_INVALID if the bias has another length.
+// scale_w * scale_d for every one of the `count` elements of a layer's bias (RNN: the half of W, then the half of R with scale_r
+// * scale_h). TENSOR_INVALID if the bias has another length.
 absl::StatusOr<std::vector<float>> BiasScales(const RecordedLayer& layer, const Item& item, uint64_t count);
 
 // The passes of docs/spec/save.md sections 6, 7 and 8, in their order. `step` outlives them.

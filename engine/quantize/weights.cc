@@ -33,7 +33,8 @@ class ElementPayload : public Payload {
     }
     const uint64_t first = offset / sizeof(T);
     const uint64_t last = (offset + out.size() + sizeof(T) - 1) / sizeof(T);
-    const bool whole = offset % sizeof(T) == 0 && out.size() % sizeof(T) == 0 && reinterpret_cast<uintptr_t>(out.data()) % alignof(T) == 0;
+    const bool whole =
+        offset % sizeof(T) == 0 && out.size() % sizeof(T) == 0 && reinterpret_cast<uintptr_t>(out.data()) % alignof(T) == 0;
     if (whole) {
       return ReadElements(first, absl::MakeSpan(reinterpret_cast<T*>(out.data()), last - first));
     }
@@ -68,7 +69,8 @@ class WeightPayload final : public ElementPayload<T> {
 
 class NibblePayload final : public ElementPayload<uint8_t> {
  public:
-  explicit NibblePayload(IntegerWeightPtr weight) : ElementPayload((weight->element_count() + 1) / 2), weight_(std::move(weight)) {}
+  explicit NibblePayload(IntegerWeightPtr weight)
+      : ElementPayload((weight->element_count() + 1) / 2), weight_(std::move(weight)) {}
 
  protected:
   absl::Status ReadElements(uint64_t first, absl::Span<uint8_t> out) const override {
@@ -206,7 +208,8 @@ absl::Status IntegerWeight::ReadSource(uint64_t first, absl::Span<float> values)
   }
   std::vector<uint8_t> bytes(values.size());
   MP_RETURN_IF_ERROR(source_.payload->Read(first, absl::MakeSpan(bytes)));
-  std::transform(bytes.begin(), bytes.end(), values.begin(), [](uint8_t byte) { return static_cast<float>(static_cast<int8_t>(byte)); });
+  std::transform(bytes.begin(), bytes.end(), values.begin(),
+                 [](uint8_t byte) { return static_cast<float>(static_cast<int8_t>(byte)); });
   return absl::OkStatus();
 }
 
@@ -253,7 +256,9 @@ absl::Status IntegerWeight::Integers(uint64_t first, absl::Span<int8_t> q) const
 absl::Status IntegerWeight::IntegersAsFloat(uint64_t first, absl::Span<float> values) const {
   return ForEachPiece(
       first, values.size(),
-      [&](absl::Span<const float> w, float scale, uint64_t at) { return FakeQuantizeWeights(w, scale, bits_, values.data() + at); },
+      [&](absl::Span<const float> w, float scale, uint64_t at) {
+        return FakeQuantizeWeights(w, scale, bits_, values.data() + at);
+      },
       [&](absl::Span<const float> w, const float* scale, uint64_t at) {
         return FakeQuantizeWeightsByElement(w, scale, bits_, values.data() + at);
       });
@@ -267,7 +272,9 @@ absl::Status IntegerWeight::Dequantized(uint64_t first, absl::Span<float> values
   return absl::OkStatus();
 }
 
-PayloadPtr AsInt8(IntegerWeightPtr weight) { return std::make_shared<WeightPayload<int8_t>>(std::move(weight), &IntegerWeight::Integers); }
+PayloadPtr AsInt8(IntegerWeightPtr weight) {
+  return std::make_shared<WeightPayload<int8_t>>(std::move(weight), &IntegerWeight::Integers);
+}
 
 PayloadPtr AsNibbles(IntegerWeightPtr weight) { return std::make_shared<NibblePayload>(std::move(weight)); }
 

@@ -1,5 +1,5 @@
-// Integer weights, computed on demand from a float tensor (docs/spec/save.md section 5), and the payloads that show them in the forms
-// that files hold.
+// Integer weights, computed on demand from a float tensor (docs/spec/save.md section 5), and the payloads that show them in the
+// forms that files hold.
 #ifndef MODELPRESS_ENGINE_QUANTIZE_WEIGHTS_H_
 #define MODELPRESS_ENGINE_QUANTIZE_WEIGHTS_H_
 
