@@ -37,6 +37,9 @@ struct Job {
   bool done() const;
 };
 
+// True for SUCCEEDED, FAILED and CANCELLED.
+bool IsFinal(v1::OperationMetadata::State state);
+
 // The google.longrunning view of a job.
 google::longrunning::Operation ToOperation(const Job& job);
 
@@ -55,6 +58,11 @@ struct Outcome {
   std::vector<OutputFile> outputs;
   std::vector<std::string> warnings;
 };
+
+// For the drivers of JobStore: the error of a job that ends CANCELLED without its worker having a say (OPERATION_CANCELLED), and
+// whether an outcome is one that the comment above allows (INTERNAL_ERROR if not).
+google::rpc::Status CancelledError();
+absl::Status CheckOutcome(const Outcome& outcome);
 
 struct JobFilter {
   std::optional<std::string> workspace;  // "workspaces/{id}"
