@@ -44,6 +44,7 @@ const std::vector<std::string>& Migrations() {
           method TEXT NOT NULL,
           state INTEGER NOT NULL,
           attempt INTEGER NOT NULL,
+          failures INTEGER NOT NULL DEFAULT 0,
           create_time INTEGER NOT NULL,
           start_time INTEGER,
           end_time INTEGER,

@@ -24,7 +24,7 @@ constexpr char kFinal[] = "state IN (4, 5, 6)";
 
 constexpr char kSelectJob[] =
     "SELECT id, workspace, method, state, attempt, create_time, start_time, end_time, lease_owner, lease_expiry, progress,"
-    " request, details, response, error, sequence FROM jobs JOIN job_payloads USING (sequence) WHERE ";
+    " request, details, response, error, sequence, failures FROM jobs JOIN job_payloads USING (sequence) WHERE ";
 
 constexpr char kWorkspaces[] = "workspaces/";
 
@@ -67,6 +67,7 @@ absl::StatusOr<Job> ReadJob(const Statement& row) {
   if (!row.IsNull(7)) {
     *job.metadata.mutable_end_time() = TimeUtil::MicrosecondsToTimestamp(row.Integer(7));
   }
+  job.failures = static_cast<int>(row.Integer(16));
   job.lease_owner = row.Bytes(8);
   if (!row.IsNull(9)) {
     job.lease_expiry = absl::FromUnixMicros(row.Integer(9));
@@ -359,15 +360,16 @@ absl::Status SqliteJobStore::Finish(const std::string& id, int attempt, const Ou
   });
 }
 
-absl::Status SqliteJobStore::Requeue(const std::string& id, int attempt) {
+absl::Status SqliteJobStore::Requeue(const std::string& id, int attempt, bool failed) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
     if (job.state == v1::OperationMetadata::CANCELLING) {
       return EndCancelled(connection, job.sequence, clock_.Now());
     }
     return connection
-        .Execute("UPDATE jobs SET state = ?2, lease_owner = NULL, lease_expiry = NULL, progress = NULL WHERE sequence = ?1",
-                 {job.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING)})
+        .Execute("UPDATE jobs SET state = ?2, lease_owner = NULL, lease_expiry = NULL, progress = NULL, failures = failures + ?3"
+                 " WHERE sequence = ?1",
+                 {job.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING), static_cast<int64_t>(failed)})
         .status();
   });
 }

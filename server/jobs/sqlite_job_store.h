@@ -30,7 +30,7 @@ class SqliteJobStore final : public JobStore {
   absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt, const v1::Progress& progress,
                                                          absl::Time lease_expiry) override;
   absl::Status Finish(const std::string& id, int attempt, const Outcome& outcome) override;
-  absl::Status Requeue(const std::string& id, int attempt) override;
+  absl::Status Requeue(const std::string& id, int attempt, bool failed) override;
   absl::StatusOr<std::vector<Job>> Expired(absl::Time now) override;
   absl::StatusOr<std::vector<Job>> Leased() override;
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override;
