@@ -1,7 +1,7 @@
 """Quantizes a real network through a modelpressd of its own, and measures what that costs in accuracy.
 
-Without arguments: the digits network of examples/digits. With --model and --data: a float network of a data folder, for which
-a record with plain ranges is made first. The results stay in --out.
+Without arguments: the digits network of examples/digits. With --model and --data: a float network of a data folder, for
+which a record with plain ranges is made first. The results stay in --out.
 """
 
 import argparse
@@ -76,7 +76,13 @@ def server(data_dir: Path) -> Iterator[str]:
     if executable is None:
         raise SystemExit("modelpressd is not on PATH; run this as ./dev demo")
     port_file = data_dir / "port"
-    command = [executable, "serve", f"--data_dir={data_dir / 'data'}", "--listen=localhost:0", f"--port_file={port_file}"]
+    command = [
+        executable,
+        "serve",
+        f"--data_dir={data_dir / 'data'}",
+        "--listen=localhost:0",
+        f"--port_file={port_file}",
+    ]
     log = data_dir / "modelpressd.log"
     with log.open("wb") as stream:
         process = subprocess.Popen([*command, "--metrics_listen=localhost:0"], stdout=stream, stderr=subprocess.STDOUT)
@@ -148,7 +154,9 @@ def compare(job: Job, fake_quant: Path) -> None:
     if a.shape[1] == 1:  # one number per sample: compare the sequence
         a, b = a.T, b.T
     cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
-    print(f"cosine of float and fake-quant output on {count} samples: mean {cosine.mean():.4f}, least {cosine.min():.4f}")
+    print(
+        f"cosine of float and fake-quant output on {count} samples: mean {cosine.mean():.4f}, least {cosine.min():.4f}"
+    )
 
 
 def main() -> None:
@@ -156,7 +164,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a network of the data folder, by name or path")
     parser.add_argument("--data", type=Path, help="a folder with models/ and its data sets")
-    parser.add_argument("--out", type=Path, default=Path("modelpress-demo"), help="where the files go (./modelpress-demo)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("modelpress-demo"), help="where the files go (./modelpress-demo)"
+    )
     arguments = parser.parse_args()
     if (arguments.model is None) != (arguments.data is None):
         parser.error("--model and --data belong together")
@@ -181,7 +191,12 @@ def main() -> None:
             operation_s, response = timed(lambda: operation.result(progress=show))
 
             def download() -> None:
-                for file in (response.deploy_model, response.fake_quant_model, *response.external_data, response.report):
+                for file in (
+                    response.deploy_model,
+                    response.fake_quant_model,
+                    *response.external_data,
+                    response.report,
+                ):
                     client.download_file(file.name, out / Path(file.name).name, progress=show)
 
             download_s, _ = timed(download)

@@ -94,7 +94,7 @@ def _silero(data: Path) -> Task:
     with wave.open(str(data / "speech" / "vad_30s_16k.wav")) as file:
         audio = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / 32768
     audio = np.concatenate([np.zeros(64, np.float32), audio])
-    chunks = np.stack([audio[begin : begin + 576] for begin in range(0, len(audio) - 576, 512)])
+    chunks = np.stack([audio[begin : begin + 576] for begin in range(0, len(audio) - 576, 512)]).astype(np.float32)
 
     def samples(part: NDArray[np.float32]) -> Samples:
         return Samples({"input": part, "state": np.zeros((len(part), 2, 1, 128), np.float32)}, None)

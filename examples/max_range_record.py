@@ -1,7 +1,8 @@
 """The simplest post-training calibration: factors from plain minimum and maximum ranges, written as a record file.
 
-It makes what the save step needs (a model with named nodes and a record file) from a float ONNX model and some calibration
-inputs. Layers: Conv, ConvTranspose, Gemm and MatMul with constant weights, under the conditions of docs/spec/save.md section 4.
+It makes what the save step needs (a model with named nodes and a record file) from a float ONNX model and some
+calibration inputs. Layers: Conv, ConvTranspose, Gemm and MatMul with constant weights, under the conditions of
+docs/spec/save.md section 4.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,9 +13,8 @@ import numpy as np
 from google.protobuf import text_format
 from modelpress.amct import record_pb2
 from numpy.typing import NDArray
-from onnx_pair import onnx, onnxruntime
-
 from onnx import helper, numpy_helper
+from onnx_pair import onnx, onnxruntime
 
 MIN_OPSET = 11
 _WEIGHT_LEVELS = 127

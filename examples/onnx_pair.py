@@ -1,14 +1,14 @@
 """onnx and onnxruntime in one process.
 
-Some distributions build both on one shared library of operator schemas. Then the first session registers every schema a second
-time and the library prints some 1,100 lines of complaints. Importing this module gets that over with in silence.
+Some distributions build both on one shared library of operator schemas. Then the first session registers every schema
+a second time and the library prints some 1,100 lines of complaints. Importing this module gets that over with in
+silence.
 """
 
 import os
 
-import onnxruntime
-
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper
 
 

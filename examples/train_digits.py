@@ -1,8 +1,8 @@
 """Trains a small residual network on scikit-learn's digits and writes what the demo starts from: examples/digits/.
 
-Files: model.onnx (float, runs in ONNX Runtime), modified.onnx (the same network as save_model takes it: nodes under their
-modules' paths, data types marked), record.txt (quantization factors from plain ranges). Takes some seconds on a CPU, and
-gives the same network each time.
+Files: model.onnx (float, runs in ONNX Runtime), modified.onnx (the same network as save_model takes it: nodes under
+their modules' paths, data types marked), record.txt (quantization factors from plain ranges). Takes some seconds on a
+CPU, and gives the same network each time.
 """
 
 import argparse
@@ -15,11 +15,10 @@ import digits_data
 import max_range_record
 import torch
 from modelpress.torch import export
+from onnx import helper
 from onnx_pair import onnx
 from torch import nn
 from torch.nn import functional
-
-from onnx import helper
 
 EPOCHS = 30
 BATCH = 64
@@ -83,7 +82,7 @@ def train(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
 
 
 def module_path(node_name: str) -> str:
-    """Path of the module behind an exporter's node name (docs/spec/save.md section 14.2): "/a/a.0/conv/Conv" to "a.0.conv"."""
+    """The module behind an exporter's node name: "/a/a.0/conv/Conv" to "a.0.conv" (docs/spec/save.md section 14.2)."""
     path: list[str] = []
     for part in node_name.strip("/").split("/")[:-1]:
         if path and part.startswith(path[-1] + "."):
