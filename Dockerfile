@@ -19,3 +19,25 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
     && rm -rf /var/lib/apt/lists/*
 # Debian has no ruff. ./dev lends this machine's certificates, so that pip works behind a proxy that signs its own.
 RUN pip install --no-cache-dir --break-system-packages $([ -s /run/host-ca.crt ] && echo --cert /run/host-ca.crt) ruff==0.17.5
+
+FROM dev AS build
+COPY . /src
+RUN MODELPRESS_BUILD_ROOT=/build cmake -S /src --preset release -DMODELPRESS_BUILD_TESTS=OFF -DCMAKE_CXX_COMPILER_LAUNCHER= >/tmp/cmake.log \
+    && MODELPRESS_BUILD_ROOT=/build cmake --build /build/release --target modelpressd modelpress \
+    && mkdir -p /out/bin && install -s /build/release/bin/modelpressd /build/release/bin/modelpress /out/bin/ \
+    # The shared libraries that the two need, with the names their loader looks for.
+    && mkdir -p /out/lib && ldd /out/bin/modelpressd /out/bin/modelpress | awk '$3 ~ "^/" {print $3}' | sort -u \
+       | grep -vE '/(libc|libm|libdl|librt|libpthread|ld-linux[^/]*)\.so' | xargs -I{} cp -L {} /out/lib/
+
+FROM ${BASE} AS runtime
+RUN useradd --system --uid 10001 --home-dir /data modelpress && install -d -o modelpress -m 0750 /data
+COPY --from=build /out/lib/ /usr/local/lib/modelpress/
+COPY --from=build /out/bin/ /usr/local/bin/
+RUN echo /usr/local/lib/modelpress > /etc/ld.so.conf.d/modelpress.conf && ldconfig
+USER 10001
+VOLUME /data
+# Inside the container's network the caller is another host, so the plaintext listener has to be asked for.
+EXPOSE 50051 9464
+HEALTHCHECK --interval=10s --timeout=3s CMD ["modelpressd", "health"]
+ENTRYPOINT ["modelpressd"]
+CMD ["serve", "--data_dir=/data", "--listen=0.0.0.0:50051", "--insecure_plaintext", "--metrics_listen=0.0.0.0:9464"]

@@ -38,6 +38,7 @@ function(modelpress_test name)
   endif()
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE modelpress_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE MODELPRESS_TEST_DATA="${CMAKE_SOURCE_DIR}/tests")
   gtest_discover_tests(
     ${name} DISCOVERY_MODE PRE_TEST
     PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"

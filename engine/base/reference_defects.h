@@ -25,6 +25,11 @@ struct ReferenceDefects {
   // golden save/errors/weight_int8: a weight that is integer already is quantized again.
   bool requantizes_integer_weights = false;
 
+  bool any() const {
+    return drops_last_opset_import || ignores_subgraph_captures || repeats_tensor_names || accepts_old_opsets ||
+           quantizes_shared_tensors_twice || wraps_bias || accepts_wide_4bit_offsets || accepts_overflowing_scales ||
+           requantizes_integer_weights;
+  }
   static ReferenceDefects All() { return {true, true, true, true, true, true, true, true, true}; }
 };
 

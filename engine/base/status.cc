@@ -87,6 +87,7 @@ absl::StatusCode CodeOf(v1::Reason reason) {
     case v1::OPERATION_DEADLINE:
       return absl::StatusCode::kDeadlineExceeded;
     case v1::SERVER_DRAINING:
+    case v1::UPLOAD_BUSY:
       return absl::StatusCode::kUnavailable;
     case v1::STORAGE_ERROR:
     case v1::ENGINE_CRASHED:

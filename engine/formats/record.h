@@ -8,17 +8,13 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "amct/record.pb.h"
+#include "engine/formats/text_format.h"
 
 namespace modelpress::engine {
 
-struct TextPosition {
-  int line = 0;    // from 1
-  int column = 0;  // from 1
-};
-
 struct ParsedRecord {
   AMCTPytorchProto::ScaleOffsetRecord record;
-  // Where entry i of record.record() begins in the text.
+  // Where entry i of record.record() begins in the text; as many as there are entries.
   std::vector<TextPosition> entry_positions;
 };
 

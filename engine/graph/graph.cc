@@ -348,6 +348,10 @@ std::string Graph::UniqueItemName(const std::string& name) {
 
 std::string Graph::UniqueTensorName(const std::string& name) {
   std::string unique = defects_.repeats_tensor_names ? name : FirstFree(name, tensor_names_);
+  if (unique != name && !name.empty()) {
+    deviations_.push_back(
+        absl::StrCat("a new tensor is called '", unique, "' because the model has one called '", name, "' (3.3)"));
+  }
   tensor_names_.insert(unique);
   return unique;
 }

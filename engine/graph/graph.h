@@ -108,6 +108,9 @@ class Graph {
   // `from`, and `from` is called `renamed` (made unique unless repeats_tensor_names).
   void MoveUses(Value from, Value to, const std::string& renamed);
 
+  // What was done otherwise than the reference does it, in words for the report.
+  const std::vector<std::string>& deviations() const { return deviations_; }
+
   // Orders the items: first, in list order, those without any linked input; then always the first in the list whose producers are
   // all placed (docs/spec/save.md section 3.2). Every pass ends with it. GRAPH_INVALID: a cycle.
   absl::Status Sort();
@@ -132,7 +135,8 @@ class Graph {
   std::vector<ItemId> added_;   // since then, oldest first
   std::vector<std::vector<Use>> input_uses_;
   std::vector<Value> graph_outputs_;
-  absl::flat_hash_set<std::string> item_names_;    // known since the last sort
+  absl::flat_hash_set<std::string> item_names_;  // known since the last sort
+  std::vector<std::string> deviations_;
   absl::flat_hash_set<std::string> tensor_names_;  // every tensor name of the graph and its subgraphs
 };
 

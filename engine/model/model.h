@@ -61,6 +61,8 @@ struct Model {
   std::vector<Node> nodes;
   std::vector<Tensor> initializers;
   std::vector<onnx::SparseTensorProto> sparse_initializers;
+  // Names (as in the FileSet) of the external data files that the model refers to, sorted, each once.
+  std::vector<std::string> external_files;
 };
 
 // What an uploaded file may make us do. Every limit is checked before anything is allocated by it.

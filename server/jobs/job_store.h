@@ -31,11 +31,15 @@ struct Job {
   // In a final state exactly one of: the response, or the error.
   std::optional<google::protobuf::Any> response;
   std::optional<google::rpc::Status> error;
+  int failures = 0;         // attempts that ended without an answer; those given back by a worker that stops do not count
   std::string lease_owner;  // while RUNNING or CANCELLING
   absl::Time lease_expiry = absl::InfinitePast();
 
   bool done() const;
 };
+
+// True for SUCCEEDED, FAILED and CANCELLED.
+bool IsFinal(v1::OperationMetadata::State state);
 
 // The google.longrunning view of a job.
 google::longrunning::Operation ToOperation(const Job& job);
@@ -55,6 +59,11 @@ struct Outcome {
   std::vector<OutputFile> outputs;
   std::vector<std::string> warnings;
 };
+
+// For the drivers of JobStore: the error of a job that ends CANCELLED without its worker having a say (OPERATION_CANCELLED), and
+// whether an outcome is one that the comment above allows (INTERNAL_ERROR if not).
+google::rpc::Status CancelledError();
+absl::Status CheckOutcome(const Outcome& outcome);
 
 struct JobFilter {
   std::optional<std::string> workspace;  // "workspaces/{id}"
@@ -95,8 +104,9 @@ class JobStore {
   // Ends attempt `attempt`: links the outputs under their names and stores the outcome, both or neither. A CANCELLING job whose
   // attempt succeeded all the same ends SUCCEEDED. FAILED_PRECONDITION as Heartbeat.
   virtual absl::Status Finish(const std::string& id, int attempt, const Outcome& outcome) = 0;
-  // Gives the job back to PENDING (CANCELLED if it was CANCELLING), for another attempt. FAILED_PRECONDITION as Heartbeat.
-  virtual absl::Status Requeue(const std::string& id, int attempt) = 0;
+  // Gives the job back to PENDING (CANCELLED if it was CANCELLING), for another attempt; `failed` adds one to Job::failures.
+  // FAILED_PRECONDITION as Heartbeat.
+  virtual absl::Status Requeue(const std::string& id, int attempt, bool failed) = 0;
   // Jobs held under a lease that ended before `now`.
   virtual absl::StatusOr<std::vector<Job>> Expired(absl::Time now) = 0;
   // Jobs held under a lease, whoever holds it.

@@ -52,7 +52,7 @@ class WorkspaceStore {
   // WORKSPACE_NOT_FOUND, WORKSPACE_BUSY (an unfinished operation uses it).
   virtual absl::Status DeleteWorkspace(const std::string& id) = 0;
 
-  // All of these: WORKSPACE_NOT_FOUND.
+  // All of these but DeleteUpload: WORKSPACE_NOT_FOUND.
   virtual absl::StatusOr<FileRow> GetFile(const std::string& workspace, const std::string& path) = 0;  // FILE_NOT_FOUND
   virtual absl::StatusOr<Page<FileRow>> ListFiles(const std::string& workspace, int page_size, const std::string& page_token) = 0;
   // Every file in `folder` ("" is the whole workspace; "a/b": paths that begin with "a/b/"), as of one moment. MODEL_LIMIT over
@@ -65,9 +65,10 @@ class WorkspaceStore {
   // The unfinished upload with the same workspace, path, size and digest, or a new one with `upload.id`.
   virtual absl::StatusOr<UploadRow> FindOrCreateUpload(const UploadRow& upload) = 0;
   virtual absl::StatusOr<UploadRow> GetUpload(const std::string& workspace, const std::string& id) = 0;  // UPLOAD_NOT_FOUND
-  // Points the name to the content and forgets the upload, both or neither.
+  // Points the name to the content and forgets the upload, both or neither. UPLOAD_NOT_FOUND.
   virtual absl::Status FinishUpload(const UploadRow& upload) = 0;
-  virtual absl::Status DeleteUpload(const std::string& workspace, const std::string& id) = 0;  // no error if it is gone
+  virtual absl::Status DeleteUpload(const std::string& workspace,
+                                    const std::string& id) = 0;  // no error if it is gone, or its workspace
 };
 
 }  // namespace modelpress::server

@@ -1,0 +1,402 @@
+#include "engine/formats/text_format.h"
+
+#include <charconv>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "engine/base/status.h"
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/io/tokenizer.h"
+#include "google/protobuf/text_format.h"
+
+namespace modelpress::engine {
+namespace {
+
+using ::google::protobuf::FieldDescriptor;
+using ::google::protobuf::Message;
+using ::google::protobuf::Reflection;
+
+bool IsContinuation(char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }
+
+// Index of the first byte that is not part of valid UTF-8 (RFC 3629: no overlong forms, no surrogates), or text.size().
+size_t ValidUtf8Prefix(absl::string_view text) {
+  size_t i = 0;
+  while (i < text.size()) {
+    auto byte = [&](size_t k) { return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0u; };
+    const unsigned lead = byte(0);
+    const size_t length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+    if (length == 0) {
+      return i;
+    }
+    const unsigned lowest = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+    const unsigned highest = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+    for (size_t k = 1; k < length; ++k) {
+      if (byte(k) < (k == 1 ? lowest : 0x80) || byte(k) > (k == 1 ? highest : 0xBF)) {
+        return i;
+      }
+    }
+    i += length;
+  }
+  return i;
+}
+
+// Turns byte offsets into positions. Quick if asked in ascending order.
+class PositionCursor {
+ public:
+  explicit PositionCursor(absl::string_view text) : text_(text) {}
+
+  TextPosition At(size_t offset) {
+    for (; next_ < offset; ++next_) {
+      if (text_[next_] == '\n') {
+        ++position_.line;
+        position_.column = 1;
+      } else if (!IsContinuation(text_[next_])) {
+        ++position_.column;
+      }
+    }
+    return position_;
+  }
+
+ private:
+  absl::string_view text_;
+  size_t next_ = 0;
+  TextPosition position_ = {.line = 1, .column = 1};
+};
+
+// The position that protobuf's tokenizer calls (line, column): from 0, bytes, and tabs go to the next multiple of 8.
+TextPosition FromTokenizer(absl::string_view text, int line, int column) {
+  if (line < 0) {
+    return {};
+  }
+  size_t offset = 0;
+  for (int i = 0; i < line && offset < text.size(); ++i) {
+    offset = std::min(text.find('\n', offset), text.size() - 1) + 1;
+  }
+  for (int i = 0; i < column && offset < text.size() && text[offset] != '\n'; ++offset) {
+    i += text[offset] == '\t' ? 8 - i % 8 : 1;
+  }
+  return PositionCursor(text).At(offset);
+}
+
+bool IsWord(char c) { return absl::ascii_isalnum(c) || c == '_'; }
+
+// A number that Python reads and C++ does not, in C++'s spelling; nothing if `number` is fine as it is. Never longer.
+std::optional<std::string> RespellNumber(absl::string_view number) {
+  const absl::string_view original = number;
+  std::string result;
+  if (number[0] == '-' || (number.size() > 1 && number[0] == '+' && number[1] != '+' && number[1] != '-')) {
+    result = number[0] == '-' ? "-" : "";
+    number.remove_prefix(1);
+  }
+  for (absl::string_view name : {"inff", "infinityf", "nanf"}) {
+    if (absl::EqualsIgnoreCase(number, name)) {
+      number.remove_suffix(1);
+      break;
+    }
+  }
+  // Leading zeros of what can only be a float: 00.5, 01e3.
+  const bool hex = absl::StartsWithIgnoreCase(number, "0x");
+  if (!hex && number.find_first_of(".eE") != absl::string_view::npos) {
+    while (number.size() > 1 && number[0] == '0' && absl::ascii_isdigit(number[1])) {
+      number.remove_prefix(1);
+    }
+  }
+  for (size_t i = 0; i < number.size(); ++i) {
+    auto is_digit = [&](char c) { return hex ? absl::ascii_isxdigit(c) : absl::ascii_isdigit(c); };
+    const bool between_digits =
+        number[i] == '_' && i > 0 && i + 1 < number.size() && is_digit(number[i - 1]) && is_digit(number[i + 1]);
+    if (!between_digits) {
+      result += number[i];
+    }
+  }
+  if (result == original) {
+    return std::nullopt;
+  }
+  return result;
+}
+
+// One walk over the tokens of `text`, for what C++'s parser does not do: replaces numbers by the same in a spelling that it
+// takes, filled up with spaces, so that positions stay; and notes where outermost messages begin (its ParseInfoTree has one
+// location for a whole list of messages).
+struct Prepared {
+  std::string text;
+  TextPositions positions;
+};
+
+Prepared Prepare(absl::string_view text) {
+  Prepared prepared = {.text = std::string(text)};
+  PositionCursor cursor(text);
+  std::string field;  // the last name outside of any braces
+  size_t field_begin = 0;
+  bool in_list = false;
+  int depth = 0;
+  size_t i = 0;
+  while (i < text.size()) {
+    const size_t begin = i;
+    const bool after_word = i > 0 && IsWord(text[i - 1]);  // a-1 is not a name and a number
+    const char c = text[i++];
+    if (c == '#') {
+      i = std::min(text.find('\n', i), text.size());
+    } else if (c == '"' || c == '\'') {
+      while (i < text.size() && text[i] != c && text[i] != '\n') {
+        i += text[i] == '\\' ? 2 : 1;
+      }
+      i = std::min(i + 1, text.size());
+    } else if (absl::ascii_isdigit(c) || (!after_word && (c == '+' || c == '-')) || absl::ascii_isalpha(c) || c == '_' ||
+               (c == '.' && i < text.size() && absl::ascii_isdigit(text[i]))) {
+      const bool name = absl::ascii_isalpha(c) || c == '_';
+      while (i < text.size() && (IsWord(text[i]) || (!name && (text[i] == '.' || text[i] == '+' || text[i] == '-')))) {
+        ++i;
+      }
+      const absl::string_view token = text.substr(begin, i - begin);
+      if (name && depth == 0) {
+        field = std::string(token);
+        field_begin = begin;
+      }
+      // Names can only be respelled if they are the float values inff and the like.
+      if (std::optional<std::string> spelling = name && token.find('_') != token.npos ? std::nullopt : RespellNumber(token)) {
+        spelling->resize(token.size(), ' ');
+        prepared.text.replace(begin, token.size(), *spelling);
+      }
+    } else if (c == '{' || c == '<') {
+      if (depth++ == 0) {
+        prepared.positions[field].push_back(cursor.At(in_list ? begin : field_begin));
+      }
+    } else if (c == '}' || c == '>') {
+      depth = std::max(depth - 1, 0);
+    } else if (depth == 0 && (c == '[' || c == ']')) {
+      in_list = c == '[';
+    }
+  }
+  return prepared;
+}
+
+// Keeps the first error.
+class FirstError : public google::protobuf::io::ErrorCollector {
+ public:
+  struct Error {
+    int line;
+    int column;
+    std::string message;
+  };
+
+  void AddError(int line, int column, const std::string& message) override {
+    if (!error_.has_value()) {
+      error_ = {line, column, message};
+    }
+  }
+  const std::optional<Error>& error() const { return error_; }
+
+ private:
+  std::optional<Error> error_;
+};
+
+// Name of a string field somewhere in `message` whose value is not UTF-8 (escapes can make it so), or "".
+std::string FieldWithBrokenUtf8(const Message& message) {
+  const Reflection& reflection = *message.GetReflection();
+  std::vector<const FieldDescriptor*> fields;
+  reflection.ListFields(message, &fields);
+  std::string scratch;
+  for (const FieldDescriptor* field : fields) {
+    const int size = field->is_repeated() ? reflection.FieldSize(message, field) : 1;
+    for (int i = 0; i < size; ++i) {
+      if (field->type() == FieldDescriptor::TYPE_STRING) {
+        const std::string& value = field->is_repeated() ? reflection.GetRepeatedStringReference(message, field, i, &scratch)
+                                                        : reflection.GetStringReference(message, field, &scratch);
+        if (ValidUtf8Prefix(value) < value.size()) {
+          return field->name();
+        }
+      } else if (field->type() == FieldDescriptor::TYPE_MESSAGE) {
+        const Message& child =
+            field->is_repeated() ? reflection.GetRepeatedMessage(message, field, i) : reflection.GetMessage(message, field);
+        if (std::string name = FieldWithBrokenUtf8(child); !name.empty()) {
+          return name;
+        }
+      }
+    }
+  }
+  return "";
+}
+
+// Where the first outermost message begins that has broken UTF-8 inside; {} if it is not in a repeated outermost message.
+TextPosition PositionOfBrokenUtf8(const Message& message, const TextPositions& positions) {
+  const Reflection& reflection = *message.GetReflection();
+  for (const auto& [name, places] : positions) {
+    const FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(name);
+    if (field == nullptr || !field->is_repeated() || field->type() != FieldDescriptor::TYPE_MESSAGE) {
+      continue;
+    }
+    for (int i = 0; i < std::min<int>(reflection.FieldSize(message, field), static_cast<int>(places.size())); ++i) {
+      if (!FieldWithBrokenUtf8(reflection.GetRepeatedMessage(message, field, i)).empty()) {
+        return places[i];
+      }
+    }
+  }
+  return {};
+}
+
+// ---- printing ---------------------------------------------------------------------------------------------------------------
+
+// Python's repr(float): the shortest digits that round-trip, positional from 1e-4 up to below 1e16.
+std::string ReprDouble(double value) {
+  if (std::isnan(value)) {
+    return "nan";
+  }
+  if (std::isinf(value)) {
+    return value < 0 ? "-inf" : "inf";
+  }
+  char buffer[32];
+  char* end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific).ptr;
+  std::string text(buffer, end);
+  const size_t e = text.find('e');
+  int exponent = 0;
+  std::from_chars(text.data() + e + (text[e + 1] == '+' ? 2 : 1), text.data() + text.size(), exponent);
+  if (exponent < -4 || exponent >= 16) {
+    return text;
+  }
+  end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::fixed).ptr;
+  text.assign(buffer, end);
+  return text.find('.') == std::string::npos ? text + ".0" : text;
+}
+
+// The fewest of 6 to 9 significant digits that give `value` back.
+std::string FloatText(float value) {
+  double rounded = value;
+  if (std::isfinite(value)) {
+    for (int precision = 6; precision <= 9; ++precision) {
+      char buffer[32];
+      const char* end =
+          std::to_chars(buffer, buffer + sizeof(buffer), static_cast<double>(value), std::chars_format::general, precision).ptr;
+      std::from_chars(buffer, end, rounded);
+      if (static_cast<float>(rounded) == value) {
+        break;
+      }
+    }
+  }
+  return ReprDouble(rounded);
+}
+
+// `bytes`: what is not printable ASCII becomes octal; otherwise it stays as it is.
+std::string Quoted(const std::string& value, bool bytes) {
+  std::string text = "\"";
+  for (const char c : value) {
+    switch (c) {
+      case '\n':
+        text += "\\n";
+        break;
+      case '\r':
+        text += "\\r";
+        break;
+      case '\t':
+        text += "\\t";
+        break;
+      case '"':
+      case '\'':
+      case '\\':
+        text += '\\';
+        text += c;
+        break;
+      default:
+        if (const unsigned byte = static_cast<unsigned char>(c); bytes && (byte < 32 || byte >= 127)) {
+          text += '\\';
+          for (const unsigned shift : {6u, 3u, 0u}) {
+            text += static_cast<char>('0' + ((byte >> shift) & 7));
+          }
+        } else {
+          text += c;
+        }
+    }
+  }
+  return text + '"';
+}
+
+// Text of element `i` of a field that is not a message; i is ignored for a singular field.
+std::string ScalarText(const Message& message, const FieldDescriptor* field, int i) {
+  const Reflection& reflection = *message.GetReflection();
+  const bool repeated = field->is_repeated();
+  switch (field->cpp_type()) {
+    case FieldDescriptor::CPPTYPE_INT32:
+      return absl::StrCat(repeated ? reflection.GetRepeatedInt32(message, field, i) : reflection.GetInt32(message, field));
+    case FieldDescriptor::CPPTYPE_INT64:
+      return absl::StrCat(repeated ? reflection.GetRepeatedInt64(message, field, i) : reflection.GetInt64(message, field));
+    case FieldDescriptor::CPPTYPE_UINT32:
+      return absl::StrCat(repeated ? reflection.GetRepeatedUInt32(message, field, i) : reflection.GetUInt32(message, field));
+    case FieldDescriptor::CPPTYPE_UINT64:
+      return absl::StrCat(repeated ? reflection.GetRepeatedUInt64(message, field, i) : reflection.GetUInt64(message, field));
+    case FieldDescriptor::CPPTYPE_FLOAT:
+      return FloatText(repeated ? reflection.GetRepeatedFloat(message, field, i) : reflection.GetFloat(message, field));
+    case FieldDescriptor::CPPTYPE_DOUBLE:
+      return ReprDouble(repeated ? reflection.GetRepeatedDouble(message, field, i) : reflection.GetDouble(message, field));
+    case FieldDescriptor::CPPTYPE_BOOL:
+      return (repeated ? reflection.GetRepeatedBool(message, field, i) : reflection.GetBool(message, field)) ? "true" : "false";
+    case FieldDescriptor::CPPTYPE_ENUM:
+      return (repeated ? reflection.GetRepeatedEnum(message, field, i) : reflection.GetEnum(message, field))->name();
+    case FieldDescriptor::CPPTYPE_STRING:
+      return Quoted(repeated ? reflection.GetRepeatedString(message, field, i) : reflection.GetString(message, field),
+                    field->type() == FieldDescriptor::TYPE_BYTES);
+    case FieldDescriptor::CPPTYPE_MESSAGE:
+      break;
+  }
+  return "";
+}
+
+void AppendMessage(const Message& message, const std::string& indent, std::string& out) {
+  const Reflection& reflection = *message.GetReflection();
+  std::vector<const FieldDescriptor*> fields;  // those that are set, by number
+  reflection.ListFields(message, &fields);
+  for (const FieldDescriptor* field : fields) {
+    const int size = field->is_repeated() ? reflection.FieldSize(message, field) : 1;
+    for (int i = 0; i < size; ++i) {
+      if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+        absl::StrAppend(&out, indent, field->name(), " {\n");
+        AppendMessage(
+            field->is_repeated() ? reflection.GetRepeatedMessage(message, field, i) : reflection.GetMessage(message, field),
+            indent + "  ", out);
+        absl::StrAppend(&out, indent, "}\n");
+      } else {
+        absl::StrAppend(&out, indent, field->name(), ": ", ScalarText(message, field, i), "\n");
+      }
+    }
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<TextPositions> ParseTextFormat(absl::string_view text, v1::Reason reason, const std::string& file,
+                                              Message& message) {
+  auto error = [&](absl::string_view what, TextPosition position) {
+    return MakeError(reason, what, {.file = file, .line = position.line, .column = position.column});
+  };
+  absl::ConsumePrefix(&text, "\xEF\xBB\xBF");  // the byte order mark that some editors write
+  if (const size_t valid = ValidUtf8Prefix(text); valid < text.size()) {
+    return error("the file is not UTF-8 text from this byte on; save it as UTF-8", PositionCursor(text).At(valid));
+  }
+  Prepared prepared = Prepare(text);
+  google::protobuf::TextFormat::Parser parser;
+  FirstError first;
+  parser.RecordErrorsTo(&first);
+  parser.AllowPartialMessage(true);
+  // Merge, not Parse: only it allows a singular field more than once.
+  if (!parser.MergeFromString(prepared.text, &message) || first.error().has_value()) {
+    FirstError::Error found = first.error().value_or(FirstError::Error{-1, 0, "not protobuf text format"});
+    return error(absl::StripSuffix(found.message, "."), FromTokenizer(text, found.line, found.column));
+  }
+  if (const std::string field = FieldWithBrokenUtf8(message); !field.empty()) {
+    return error(absl::StrCat("the escapes in '", field, "' do not form UTF-8"),
+                 PositionOfBrokenUtf8(message, prepared.positions));
+  }
+  return std::move(prepared.positions);
+}
+
+std::string PrintTextFormat(const Message& message) {
+  std::string out;
+  AppendMessage(message, "", out);
+  return out;
+}
+
+}  // namespace modelpress::engine

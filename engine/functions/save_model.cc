@@ -1,0 +1,277 @@
+#include "engine/functions/save_model.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "engine/base/status.h"
+#include "engine/formats/record.h"
+#include "engine/functions/report.h"
+#include "engine/graph/graph.h"
+#include "engine/quantize/deploy_check.h"
+#include "engine/quantize/layer_factors.h"
+#include "engine/quantize/pass.h"
+#include "engine/runtime/load_check.h"
+
+namespace modelpress::engine {
+namespace {
+
+constexpr char kMarkDomain[] = "custom_op_domain";
+constexpr char kModelField[] = "modified_onnx_file";
+constexpr char kRecordField[] = "record_file";
+// The fake-quant model uses Round and Clip with three inputs.
+constexpr int64_t kMinOpset = 11;
+
+// The opset import of the mark domain goes; the reference drops the last one, whatever it is (docs/spec/save.md section 3.1).
+void DropMarkOpset(onnx::ModelProto& shell, const ReferenceDefects& defects, std::set<std::string>& deviations) {
+  auto* imports = shell.mutable_opset_import();
+  if (imports->size() < 2) {
+    return;
+  }
+  const bool last_is_mark = imports->Get(imports->size() - 1).domain() == kMarkDomain;
+  if (defects.drops_last_opset_import) {
+    imports->RemoveLast();
+    return;
+  }
+  if (!last_is_mark) {
+    deviations.insert("every opset import but that of the mark domain is kept (3.1)");
+  }
+  imports->erase(
+      std::remove_if(imports->begin(), imports->end(), [](const auto& import) { return import.domain() == kMarkDomain; }),
+      imports->end());
+}
+
+absl::Status CheckOpset(const Model& model, const ReferenceDefects& defects) {
+  for (const onnx::OperatorSetIdProto& import : model.shell.opset_import()) {
+    if (import.domain().empty() && import.version() < kMinOpset && !defects.accepts_old_opsets) {
+      return MakeError(v1::OPSET_UNSUPPORTED,
+                       absl::StrCat("the model has opset ", import.version(),
+                                    "; the fake-quant model needs 11 or newer: export or convert it again"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Takes op_data_type off every node; returns the names of the float16 ones. MODEL_MARKED if a mark of the raw export is left.
+absl::StatusOr<absl::flat_hash_set<std::string>> TakeDataTypes(Model& model) {
+  absl::flat_hash_set<std::string> float16_layers;
+  for (size_t i = 0; i < model.nodes.size(); ++i) {
+    onnx::NodeProto& node = model.nodes[i].proto;
+    const std::string name = node.has_name() ? node.name() : absl::StrCat("node_", i);
+    if (node.op_type() == "QuantIdentity") {
+      return MakeError(
+          v1::MODEL_MARKED,
+          "the model still holds QuantIdentity marks: it is a raw export, not the modified model that quantize_model writes",
+          {.layer = name});
+    }
+    for (int a = node.attribute_size() - 1; a >= 0; --a) {
+      if (node.attribute(a).name() == "op_data_type") {
+        if (node.attribute(a).s() == "float16") {
+          float16_layers.insert(name);
+        }
+        node.mutable_attribute()->DeleteSubrange(a, 1);
+        for (auto& [attribute, tensor] : model.nodes[i].tensors) {
+          attribute -= attribute > a ? 1 : 0;
+        }
+      }
+    }
+  }
+  return float16_layers;
+}
+
+// kernel_shape may be left out where the weight tells it; the reference demands it.
+void InferKernelShapes(Graph& graph) {
+  for (ItemId id : graph.Order()) {
+    Item& item = graph.mutable_item(id);
+    if ((!item.Is("Conv") && !item.Is("ConvTranspose")) || FindAttribute(item.node.proto, "kernel_shape") != nullptr) {
+      continue;
+    }
+    std::optional<ConstantOperand> weight = FindConstantOperand(graph, graph.InputOf(id, 1));
+    if (!weight.has_value()) {
+      continue;
+    }
+    onnx::AttributeProto& kernel_shape = *item.node.proto.add_attribute();
+    kernel_shape.set_name("kernel_shape");
+    kernel_shape.set_type(onnx::AttributeProto::INTS);
+    const std::vector<int64_t> dims = DimsOf(graph.item(weight->holder));
+    for (size_t i = 2; i < dims.size(); ++i) {
+      kernel_shape.add_ints(dims[i]);
+    }
+  }
+}
+
+// Things in a record that are legal and have no effect.
+std::vector<std::string> RecordWarnings(const ParsedRecord& record, const FactorsByLayer& factors) {
+  std::vector<std::string> warnings;
+  if (factors.empty()) {
+    warnings.emplace_back("no entry of the record file carries factors: nothing is quantized");
+  }
+  absl::flat_hash_map<std::string, int> seen;
+  for (const auto& entry : record.record.record()) {
+    if (absl::StrContains(entry.key(), ':')) {
+      warnings.push_back(absl::StrCat("record entry '", entry.key(), "': entries for tensors have no effect when saving"));
+    }
+    if (entry.has_kv_cache_value()) {
+      warnings.push_back(absl::StrCat("record entry '", entry.key(), "': kv_cache_value has no effect when saving"));
+    }
+    if (++seen[entry.key()] == 2) {
+      warnings.push_back(
+          absl::StrCat("record entry '", entry.key(), "' is given more than once; the last one with factors counts"));
+    }
+  }
+  return warnings;
+}
+
+// Reads every tensor through, for calls that write nothing: weights are only checked when they are computed.
+absl::Status ComputeAll(const Model& model) {
+  std::vector<uint8_t> chunk(1 << 20);
+  for (const Tensor& tensor : model.initializers) {
+    const uint64_t size = tensor.payload == nullptr ? 0 : tensor.payload->size();
+    for (uint64_t offset = 0; offset < size; offset += chunk.size()) {
+      auto piece = absl::MakeSpan(chunk).first(std::min<uint64_t>(chunk.size(), size - offset));
+      MP_RETURN_IF_ERROR(AtPlace(tensor.payload->Read(offset, piece), {.layer = tensor.name()}));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// ONNX Runtime must take the fake-quant model. Where it refuses the caller's own model too (an operator it does not know), that
+// is not the engine's doing: the text becomes a warning.
+absl::StatusOr<std::string> CheckFakeQuant(const Model& fake_quant, const Model& input) {
+  const absl::Status loads = CheckLoads(fake_quant);
+  if (loads.ok()) {
+    return "";
+  }
+  if (CheckLoads(input).ok()) {
+    return MakeError(v1::OUTPUT_INVALID, absl::StrCat("ONNX Runtime does not load the fake-quant model: ", loads.message()));
+  }
+  return absl::StrCat("ONNX Runtime loads neither the model nor its fake-quant model: ", loads.message());
+}
+
+// Reads a staged file back, together with the other staged files it may refer to.
+absl::StatusOr<Model> ReadBack(const OutputFolder& output, const std::string& name) {
+  std::map<std::string, std::string> paths;
+  for (const WrittenFile& file : output.files()) {
+    paths[file.name] = output.StagedPath(file.name);
+  }
+  return ReadModel(FileSet(std::move(paths)), name);
+}
+
+}  // namespace
+
+absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::string& modified_onnx_file,
+                                      const std::string& record_file, const std::string& save_path) {
+  const ErrorPlace model_place = {.field = kModelField, .file = modified_onnx_file};
+  const ErrorPlace record_place = {.field = kRecordField, .file = record_file};
+  auto at_model = [&](const absl::Status& status) { return AtPlace(status, model_place); };
+
+  MP_ASSIGN_OR_RETURN(const SavePath path, SavePath::Parse(save_path));
+  context.progress("read", 0, 0);
+  absl::StatusOr<Model> read = ReadModel(*context.files, modified_onnx_file);
+  MP_RETURN_IF_ERROR(at_model(read.status()));
+  Model model = *std::move(read);
+  std::set<std::string> inputs_read(model.external_files.begin(), model.external_files.end());
+  inputs_read.insert({modified_onnx_file, record_file});
+
+  SaveStep step;
+  step.defects = context.defects;
+  MP_RETURN_IF_ERROR(at_model(CheckOpset(model, context.defects)));
+  absl::StatusOr<absl::flat_hash_set<std::string>> float16_layers = TakeDataTypes(model);
+  MP_RETURN_IF_ERROR(at_model(float16_layers.status()));
+  step.float16_layers = *std::move(float16_layers);
+  DropMarkOpset(model.shell, context.defects, step.deviations);
+  const Model input = model;  // without tensor data: payloads are shared
+  absl::StatusOr<Graph> created = Graph::Create(std::move(model), context.defects);
+  MP_RETURN_IF_ERROR(at_model(created.status()));
+  Graph graph = *std::move(created);
+  InferKernelShapes(graph);
+
+  absl::StatusOr<std::shared_ptr<const InputFile>> record_text = context.files->Open(record_file);
+  MP_RETURN_IF_ERROR(AtPlace(record_text.status(), record_place));
+  const auto text = (*record_text)->mapping();
+  absl::StatusOr<ParsedRecord> record =
+      ParseRecord(absl::string_view(reinterpret_cast<const char*>(text.data()), text.size()), record_file);
+  MP_RETURN_IF_ERROR(AtPlace(record.status(), record_place));
+  absl::StatusOr<FactorsByLayer> factors = ReadFactors(*record, graph, record_file, context.defects);
+  MP_RETURN_IF_ERROR(AtPlace(factors.status(), record_place));
+  step.factors = *std::move(factors);
+
+  SavedModels result;
+  result.warnings = RecordWarnings(*record, step.factors);
+  nlohmann::ordered_json report = StartReport("save_model", context, inputs_read);
+  report["layers"] = DescribeLayers(graph, step.factors);
+
+  // Both models are complete, but for the bytes of big tensors, before anything is written.
+  context.progress("quantize", 0, 0);
+  MP_RETURN_IF_ERROR(at_model(RunPasses(graph, CommonPasses(step))));
+  MP_ASSIGN_OR_RETURN(Model common, graph.ToModel());
+  MP_RETURN_IF_ERROR(at_model(RunPasses(graph, DeployPasses(step))));
+  MP_ASSIGN_OR_RETURN(const Model deploy, graph.ToModel());
+  DropMarkOpset(common.shell, context.defects, step.deviations);
+  MP_ASSIGN_OR_RETURN(Graph fake_graph, Graph::Create(std::move(common), context.defects));
+  MP_RETURN_IF_ERROR(at_model(RunPasses(fake_graph, FakeQuantPasses(step))));
+  MP_ASSIGN_OR_RETURN(const Model fake_quant, fake_graph.ToModel());
+  for (const Graph* rewritten : {&graph, &fake_graph}) {
+    step.deviations.insert(rewritten->deviations().begin(), rewritten->deviations().end());
+  }
+
+  std::unique_ptr<OutputFolder> output;
+  const std::string deploy_name = path.FileName("deploy_model.onnx");
+  const std::string fake_quant_name = path.FileName("fake_quant_model.onnx");
+  if (context.validate_only) {
+    context.progress("check", 0, 0);
+    MP_RETURN_IF_ERROR(at_model(ComputeAll(deploy)));
+    MP_RETURN_IF_ERROR(CheckDeployModel(deploy, step.factors));
+    MP_ASSIGN_OR_RETURN(const std::string warning, CheckFakeQuant(fake_quant, input));
+    if (!warning.empty()) {
+      result.warnings.push_back(warning);
+    }
+  } else {
+    MP_ASSIGN_OR_RETURN(output, OutputFolder::Create((std::filesystem::path(context.output_root) / path.folder).string()));
+    WriteOptions options;
+    options.threads = context.threads;
+    options.progress = [&context](uint64_t done, uint64_t total) { context.progress("write", done, total); };
+    MP_RETURN_IF_ERROR(
+        at_model(output->AddModels({{&deploy, deploy_name, "_deploy"}, {&fake_quant, fake_quant_name, "_fakequant"}}, options)));
+    context.progress("check", 0, 0);
+    MP_ASSIGN_OR_RETURN(const Model written_deploy, ReadBack(*output, deploy_name));
+    MP_RETURN_IF_ERROR(CheckDeployModel(written_deploy, step.factors));
+    MP_ASSIGN_OR_RETURN(const Model written_fake_quant, ReadBack(*output, fake_quant_name));
+    MP_ASSIGN_OR_RETURN(const std::string warning, CheckFakeQuant(written_fake_quant, input));
+    if (!warning.empty()) {
+      result.warnings.push_back(warning);
+    }
+  }
+
+  report["reference_defects"] = context.defects.any();
+  report["deviations"] = step.deviations;
+  report["warnings"] = result.warnings;
+  report["outputs"] = nlohmann::ordered_json::array();
+  if (output != nullptr) {
+    for (WrittenFile file : output->files()) {
+      file.name = path.WorkspaceName(file.name);
+      report["outputs"].push_back(DescribeFile(file));
+      if (file.name == path.WorkspaceName(deploy_name)) {
+        result.deploy_model = file;
+      } else if (file.name == path.WorkspaceName(fake_quant_name)) {
+        result.fake_quant_model = file;
+      } else {
+        result.external_data.push_back(file);
+      }
+    }
+  }
+  result.report_json = report.dump(2) + "\n";
+  if (output != nullptr) {
+    const std::string report_name = path.FileName("report.json");
+    MP_RETURN_IF_ERROR(output->AddFile(report_name, result.report_json));
+    result.report = output->files().back();
+    result.report.name = path.WorkspaceName(report_name);
+    MP_RETURN_IF_ERROR(output->Commit());
+  }
+  return result;
+}
+
+}  // namespace modelpress::engine

@@ -1,0 +1,65 @@
+#include "server/base/posix.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status.h"
+
+namespace modelpress::server {
+
+UniqueFd::~UniqueFd() {
+  if (fd_ >= 0) {
+    close(fd_);
+  }
+}
+
+absl::Status ErrnoError(int error, const std::string& action, const std::string& path) {
+  bool full = error == ENOSPC || error == EDQUOT;
+  return MakeError(full ? v1::STORAGE_FULL : v1::STORAGE_ERROR,
+                   absl::StrCat("the server cannot ", action, " ", path, ": ", std::generic_category().message(error),
+                                full ? "; free space there and try again" : ""));
+}
+
+absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, unsigned mode) {
+  int fd = -1;
+  do {
+    fd = open(path.c_str(), flags | O_CLOEXEC, mode);
+  } while (fd < 0 && errno == EINTR);
+  if (fd < 0) {
+    return ErrnoError(errno, "open", path);
+  }
+  return UniqueFd(fd);
+}
+
+absl::StatusOr<UniqueFd> LockFile(const std::string& path) {
+  MP_ASSIGN_OR_RETURN(UniqueFd file, OpenFile(path, O_RDWR | O_CREAT, 0640));
+  while (flock(file.get(), LOCK_EX) != 0) {
+    if (errno != EINTR) {
+      return ErrnoError(errno, "lock", path);
+    }
+  }
+  return file;
+}
+
+absl::Status SyncFolder(const std::string& folder) {
+  MP_ASSIGN_OR_RETURN(UniqueFd file, OpenFile(folder, O_RDONLY | O_DIRECTORY));
+  if (fsync(file.get()) != 0) {
+    return ErrnoError(errno, "sync", folder);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MakeFolder(const std::string& folder) {
+  if (mkdir(folder.c_str(), 0750) != 0 && errno != EEXIST) {
+    return ErrnoError(errno, "make folder", folder);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace modelpress::server

@@ -1,0 +1,50 @@
+// What the stores need of POSIX files, with errors as statuses.
+#ifndef MODELPRESS_SERVER_BASE_POSIX_H_
+#define MODELPRESS_SERVER_BASE_POSIX_H_
+
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace modelpress::server {
+
+// Owns a file descriptor. Locks taken on it with flock(2) end with it.
+class UniqueFd {
+ public:
+  UniqueFd() = default;
+  explicit UniqueFd(int fd) : fd_(fd) {}
+  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  UniqueFd& operator=(UniqueFd&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  UniqueFd(const UniqueFd&) = delete;
+  UniqueFd& operator=(const UniqueFd&) = delete;
+  ~UniqueFd();
+
+  int get() const { return fd_; }
+
+ private:
+  int fd_ = -1;
+};
+
+// STORAGE_FULL where `error` (an errno) says that space or quota ran out, else STORAGE_ERROR: "ACTION PATH: REASON".
+absl::Status ErrnoError(int error, const std::string& action, const std::string& path);
+
+// open(2) with O_CLOEXEC added, never interrupted.
+absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, unsigned mode = 0);
+
+// Waits until the exclusive flock(2) of the file at `path`, which is made if missing, is held.
+absl::StatusOr<UniqueFd> LockFile(const std::string& path);
+
+// Makes the names in `folder` durable.
+absl::Status SyncFolder(const std::string& folder);
+
+// Makes `folder` (mode 0750 less umask) unless it exists. Not durable until its parent is synced.
+absl::Status MakeFolder(const std::string& folder);
+
+}  // namespace modelpress::server
+
+#endif  // MODELPRESS_SERVER_BASE_POSIX_H_

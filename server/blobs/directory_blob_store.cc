@@ -1,0 +1,347 @@
+#include "server/blobs/directory_blob_store.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <optional>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/string_view.h"
+#include "engine/base/status.h"
+#include "server/base/sha256.h"
+
+namespace modelpress::server {
+namespace {
+
+constexpr size_t kReadSize = size_t{1} << 20;
+// So much is written before the kernel is asked to start putting it on the disk: enough for long requests, little enough
+// that hashing what comes next overlaps with it.
+constexpr uint64_t kWriteBackSize = uint64_t{8} << 20;
+
+absl::Status CheckDigest(const std::string& sha256) {
+  if (!IsSha256Hex(sha256)) {
+    return MakeError(v1::REQUEST_INVALID,
+                     absl::StrCat("'", sha256, "' is no SHA-256; it must be 64 hexadecimal digits in lower case"),
+                     {.field = "sha256"});
+  }
+  return absl::OkStatus();
+}
+
+// Size of the regular file at `path`; nullopt if there is none.
+absl::StatusOr<std::optional<uint64_t>> FileSize(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) {
+    if (errno == ENOENT) {
+      return std::optional<uint64_t>();
+    }
+    return ErrnoError(errno, "look at", path);
+  }
+  return S_ISREG(info.st_mode) ? std::optional<uint64_t>(info.st_size) : std::nullopt;
+}
+
+absl::StatusOr<size_t> ReadFully(int fd, const std::string& path, uint64_t offset, absl::Span<char> out) {
+  size_t done = 0;
+  while (done < out.size()) {
+    ssize_t count = pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      return ErrnoError(errno, "read", path);
+    }
+    if (count == 0) {
+      break;
+    }
+    done += count;
+  }
+  return done;
+}
+
+// Adds the bytes of a file from its start to its end to `hash`; returns their number.
+absl::StatusOr<uint64_t> HashFile(int fd, const std::string& path, Sha256& hash) {
+  posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+  std::vector<char> buffer(kReadSize);
+  uint64_t size = 0;
+  while (true) {
+    MP_ASSIGN_OR_RETURN(size_t count, ReadFully(fd, path, size, absl::MakeSpan(buffer)));
+    hash.Update(buffer.data(), count);
+    size += count;
+    if (count < buffer.size()) {
+      return size;
+    }
+  }
+}
+
+// Asks the kernel to start writing a part of a file to the disk (length 0: to the end). Only a hint: errors show at fdatasync.
+void StartWriteBack(int fd, uint64_t offset, uint64_t length) {
+  sync_file_range(fd, static_cast<off_t>(offset), static_cast<off_t>(length), SYNC_FILE_RANGE_WRITE);
+}
+
+absl::Status SyncData(int fd, const std::string& path) {
+  return fdatasync(fd) == 0 ? absl::OkStatus() : ErrnoError(errno, "sync", path);
+}
+
+class Reader final : public BlobReader {
+ public:
+  Reader(UniqueFd file, std::string path, uint64_t size) : file_(std::move(file)), path_(std::move(path)), size_(size) {}
+
+  uint64_t size() const override { return size_; }
+
+  absl::StatusOr<size_t> ReadAt(uint64_t offset, absl::Span<char> out) const override {
+    size_t wanted = offset >= size_ ? 0 : std::min<uint64_t>(out.size(), size_ - offset);
+    MP_ASSIGN_OR_RETURN(size_t count, ReadFully(file_.get(), path_, offset, out.first(wanted)));
+    if (count != wanted) {
+      return MakeError(v1::STORAGE_ERROR,
+                       absl::StrCat("stored content ", path_, " is damaged: it was cut short while it was read"));
+    }
+    return count;
+  }
+
+ private:
+  const UniqueFd file_;
+  const std::string path_;
+  const uint64_t size_;
+};
+
+}  // namespace
+
+class DirectoryBlobStore::Writer final : public BlobWriter {
+ public:
+  // `size` bytes are in `file` already, and in `hash`.
+  Writer(DirectoryBlobStore& store, UniqueFd file, std::string path, BlobInfo expected, uint64_t size, Sha256 hash)
+      : store_(store),
+        file_(std::move(file)),
+        path_(std::move(path)),
+        expected_(std::move(expected)),
+        size_(size),
+        written_back_(size),
+        hash_(std::move(hash)) {}
+
+  uint64_t committed_size() const override { return size_; }
+
+  absl::Status Append(absl::Span<const char> data) override {
+    MP_RETURN_IF_ERROR(CheckOpen());
+    if (data.size() > expected_.size_bytes - size_) {
+      return MakeError(v1::DIGEST_MISMATCH, absl::StrCat("more bytes were sent than the ", expected_.size_bytes,
+                                                         " announced; announce the right size"));
+    }
+    size_t done = 0;
+    while (done < data.size()) {
+      ssize_t count = pwrite(file_.get(), data.data() + done, data.size() - done, static_cast<off_t>(size_ + done));
+      if (count < 0 && errno == EINTR) {
+        continue;
+      }
+      if (count < 0) {
+        absl::Status status = ErrnoError(errno, "write", path_);
+        // The size of the file is what counts as committed.
+        return ftruncate(file_.get(), static_cast<off_t>(size_)) == 0 ? status : ErrnoError(errno, "cut", path_);
+      }
+      done += count;
+    }
+    size_ += data.size();
+    if (size_ - written_back_ >= kWriteBackSize) {
+      StartWriteBack(file_.get(), written_back_, size_ - written_back_);
+      written_back_ = size_;
+    }
+    hash_.Update(data.data(), data.size());
+    return absl::OkStatus();
+  }
+
+  absl::Status Finish() override {
+    MP_RETURN_IF_ERROR(CheckOpen());
+    finished_ = true;
+    absl::Status status = Verify();
+    if (status.ok()) {
+      // After an error here nobody knows which bytes reached the disk: the upload begins anew then.
+      status = SyncData(file_.get(), path_);
+    }
+    {
+      MP_ASSIGN_OR_RETURN(UniqueFd lock, store_.LockUploadNames());
+      MP_RETURN_IF_ERROR(CheckName());
+      if (status.ok()) {
+        status = store_.Rename(file_, path_, expected_);
+      }
+      if (!status.ok()) {
+        unlink(path_.c_str());
+        return status;
+      }
+    }
+    return SyncFolder(store_.FanOutFolder(expected_.sha256));
+  }
+
+ private:
+  absl::Status CheckOpen() const {
+    return finished_ ? MakeError(v1::INTERNAL_ERROR, absl::StrCat("the upload ", path_, " has ended already")) : absl::OkStatus();
+  }
+
+  absl::Status Verify() {
+    if (size_ != expected_.size_bytes) {
+      return MakeError(v1::DIGEST_MISMATCH,
+                       absl::StrCat(size_, " bytes were sent, ", expected_.size_bytes, " were announced; send it again"));
+    }
+    if (std::string digest = hash_.HexDigest(); digest != expected_.sha256) {
+      return MakeError(v1::DIGEST_MISMATCH, absl::StrCat("the bytes sent have SHA-256 ", digest, ", announced was ",
+                                                         expected_.sha256, "; send it again"));
+    }
+    return absl::OkStatus();
+  }
+
+  // UPLOAD_NOT_FOUND if the upload was discarded since, so that its name is gone or is another's.
+  absl::Status CheckName() const {
+    struct stat mine;
+    struct stat named;
+    if (fstat(file_.get(), &mine) != 0) {
+      return ErrnoError(errno, "look at", path_);
+    }
+    if (stat(path_.c_str(), &named) != 0 || named.st_ino != mine.st_ino) {
+      return MakeError(v1::UPLOAD_NOT_FOUND, "the upload was given up while its bytes came in; start it again");
+    }
+    return absl::OkStatus();
+  }
+
+  DirectoryBlobStore& store_;
+  UniqueFd file_;
+  const std::string path_;
+  const BlobInfo expected_;
+  uint64_t size_;
+  uint64_t written_back_;  // how far StartWriteBack came
+  Sha256 hash_;
+  bool finished_ = false;
+};
+
+absl::StatusOr<std::unique_ptr<DirectoryBlobStore>> DirectoryBlobStore::OpenFolder(const std::string& folder) {
+  for (const char* name : {"/blobs", "/uploads"}) {
+    MP_RETURN_IF_ERROR(MakeFolder(folder + name));
+  }
+  // All of them now, so that no blob has to care whether the name of its folder is durable.
+  for (int i = 0; i < 256; ++i) {
+    MP_RETURN_IF_ERROR(MakeFolder(absl::StrFormat("%s/blobs/%02x", folder, i)));
+  }
+  MP_RETURN_IF_ERROR(SyncFolder(folder + "/blobs"));
+  MP_RETURN_IF_ERROR(SyncFolder(folder));
+  return std::unique_ptr<DirectoryBlobStore>(new DirectoryBlobStore(folder));
+}
+
+std::string DirectoryBlobStore::FanOutFolder(const std::string& sha256) const {
+  return absl::StrCat(folder_, "/blobs/", absl::ClippedSubstr(sha256, 0, 2));
+}
+
+std::string DirectoryBlobStore::Path(const std::string& sha256) const {
+  return absl::StrCat(FanOutFolder(sha256), "/", absl::ClippedSubstr(sha256, 2));
+}
+
+absl::StatusOr<std::string> DirectoryBlobStore::UploadPath(const std::string& upload_id) const {
+  auto legal = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-'; };
+  if (upload_id.empty() || upload_id.size() > 63 || !std::all_of(upload_id.begin(), upload_id.end(), legal)) {
+    return MakeError(v1::NAME_INVALID,
+                     absl::StrCat("'", upload_id, "' is no upload id; take the name that StartUpload returned"));
+  }
+  return absl::StrCat(folder_, "/uploads/", upload_id);
+}
+
+absl::StatusOr<UniqueFd> DirectoryBlobStore::LockUploadNames() const { return LockFile(folder_ + "/uploads.lock"); }
+
+absl::StatusOr<bool> DirectoryBlobStore::Contains(const BlobInfo& blob) {
+  MP_RETURN_IF_ERROR(CheckDigest(blob.sha256));
+  MP_ASSIGN_OR_RETURN(std::optional<uint64_t> size, FileSize(Path(blob.sha256)));
+  return size == blob.size_bytes;
+}
+
+absl::StatusOr<std::unique_ptr<BlobReader>> DirectoryBlobStore::Open(const std::string& sha256) {
+  MP_RETURN_IF_ERROR(CheckDigest(sha256));
+  std::string path = Path(sha256);
+  MP_ASSIGN_OR_RETURN(UniqueFd file, OpenFile(path, O_RDONLY));
+  struct stat info;
+  if (fstat(file.get(), &info) != 0) {
+    return ErrnoError(errno, "look at", path);
+  }
+  return std::make_unique<Reader>(std::move(file), std::move(path), info.st_size);
+}
+
+absl::StatusOr<uint64_t> DirectoryBlobStore::CommittedSize(const std::string& upload_id) {
+  MP_ASSIGN_OR_RETURN(std::string path, UploadPath(upload_id));
+  MP_ASSIGN_OR_RETURN(std::optional<uint64_t> size, FileSize(path));
+  return size.value_or(0);
+}
+
+absl::StatusOr<std::unique_ptr<BlobWriter>> DirectoryBlobStore::OpenWriter(const std::string& upload_id,
+                                                                           const BlobInfo& expected) {
+  MP_RETURN_IF_ERROR(CheckDigest(expected.sha256));
+  MP_ASSIGN_OR_RETURN(std::string path, UploadPath(upload_id));
+  UniqueFd file;
+  {
+    // Otherwise the last writer might give the file its name as a blob between our open and our flock.
+    MP_ASSIGN_OR_RETURN(UniqueFd lock, LockUploadNames());
+    MP_ASSIGN_OR_RETURN(file, OpenFile(path, O_RDWR | O_CREAT, 0640));
+    if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
+      return errno == EWOULDBLOCK ? absl::FailedPreconditionError("another stream sends bytes of this upload at the moment")
+                                  : ErrnoError(errno, "lock", path);
+    }
+  }
+  Sha256 hash;
+  MP_ASSIGN_OR_RETURN(uint64_t size, HashFile(file.get(), path, hash));
+  if (size > expected.size_bytes) {  // only a damaged file system can do that
+    if (ftruncate(file.get(), 0) != 0) {
+      return ErrnoError(errno, "cut", path);
+    }
+    hash = Sha256();
+    size = 0;
+  }
+  return std::make_unique<Writer>(*this, std::move(file), std::move(path), expected, size, std::move(hash));
+}
+
+absl::Status DirectoryBlobStore::DiscardUpload(const std::string& upload_id) {
+  MP_ASSIGN_OR_RETURN(std::string path, UploadPath(upload_id));
+  MP_ASSIGN_OR_RETURN(UniqueFd lock, LockUploadNames());
+  if (unlink(path.c_str()) != 0 && errno != ENOENT) {
+    return ErrnoError(errno, "remove", path);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<BlobInfo> DirectoryBlobStore::Adopt(const std::string& path) {
+  // Neither followed nor waited for: the child may have put a symbolic link or a pipe there.
+  MP_ASSIGN_OR_RETURN(UniqueFd file, OpenFile(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
+  struct stat info;
+  if (fstat(file.get(), &info) != 0) {
+    return ErrnoError(errno, "look at", path);
+  }
+  if (!S_ISREG(info.st_mode)) {
+    return MakeError(v1::STORAGE_ERROR, absl::StrCat(path, " is not a regular file"));
+  }
+  StartWriteBack(file.get(), 0, 0);
+  Sha256 hash;
+  BlobInfo blob;
+  MP_ASSIGN_OR_RETURN(blob.size_bytes, HashFile(file.get(), path, hash));
+  blob.sha256 = hash.HexDigest();
+  MP_ASSIGN_OR_RETURN(bool exists, Contains(blob));
+  if (exists) {
+    if (unlink(path.c_str()) != 0) {
+      return ErrnoError(errno, "remove", path);
+    }
+  } else {
+    MP_RETURN_IF_ERROR(SyncData(file.get(), path));
+    MP_RETURN_IF_ERROR(Rename(file, path, blob));
+  }
+  // Also where it exists: whoever made it may not have come to this yet.
+  MP_RETURN_IF_ERROR(SyncFolder(FanOutFolder(blob.sha256)));
+  return blob;
+}
+
+absl::Status DirectoryBlobStore::Rename(const UniqueFd& file, const std::string& path, const BlobInfo& blob) {
+  const std::string blob_path = Path(blob.sha256);
+  if (rename(path.c_str(), blob_path.c_str()) != 0) {
+    return ErrnoError(errno, "rename", absl::StrCat(path, " to ", blob_path));
+  }
+  // Not before: an upload that a crash leaves behind must stay writable.
+  return fchmod(file.get(), 0440) == 0 ? absl::OkStatus() : ErrnoError(errno, "make read-only", blob_path);
+}
+
+}  // namespace modelpress::server

@@ -1,0 +1,53 @@
+#ifndef MODELPRESS_SERVER_BLOBS_DIRECTORY_BLOB_STORE_H_
+#define MODELPRESS_SERVER_BLOBS_DIRECTORY_BLOB_STORE_H_
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "server/base/posix.h"
+#include "server/blobs/blob_store.h"
+
+namespace modelpress::server {
+
+// Blobs as files of one folder, which several processes may share:
+//
+//   DIR/blobs/ab/cdef...  the blob with digest abcdef..., mode 0440
+//   DIR/uploads/ID        the bytes so far of upload ID; its writer holds flock(2) on it
+//   DIR/uploads.lock      held for the moment in which a name in uploads/ comes or goes
+//
+// A blob gets its name only after its digest was verified and its bytes were synced. An upload's bytes are not synced before:
+// after a power failure some may be gone or, on some file systems, be zeros; the digest at the end finds that out and the upload
+// begins anew. Thread-safe.
+class DirectoryBlobStore final : public BlobStore {
+ public:
+  // Opens the store in `folder`, which exists; makes what is missing in it.
+  static absl::StatusOr<std::unique_ptr<DirectoryBlobStore>> OpenFolder(const std::string& folder);
+
+  absl::StatusOr<bool> Contains(const BlobInfo& blob) override;
+  absl::StatusOr<std::unique_ptr<BlobReader>> Open(const std::string& sha256) override;
+  std::string Path(const std::string& sha256) const override;
+  // Reading the bytes of an upload that is gone on with, to hash them, is done here.
+  absl::StatusOr<std::unique_ptr<BlobWriter>> OpenWriter(const std::string& upload_id, const BlobInfo& expected) override;
+  absl::StatusOr<uint64_t> CommittedSize(const std::string& upload_id) override;
+  // A writer that still holds the upload fails at its Finish.
+  absl::Status DiscardUpload(const std::string& upload_id) override;
+  // STORAGE_ERROR, with the file left where it is, if it is not a regular file.
+  absl::StatusOr<BlobInfo> Adopt(const std::string& path) override;
+
+ private:
+  class Writer;
+
+  explicit DirectoryBlobStore(std::string folder) : folder_(std::move(folder)) {}
+  std::string FanOutFolder(const std::string& sha256) const;
+  absl::StatusOr<std::string> UploadPath(const std::string& upload_id) const;
+  absl::StatusOr<UniqueFd> LockUploadNames() const;
+  // Gives the file `path`, open as `file` and synced, its name as a blob. Not durable until the fan-out folder is synced.
+  absl::Status Rename(const UniqueFd& file, const std::string& path, const BlobInfo& blob);
+
+  const std::string folder_;
+};
+
+}  // namespace modelpress::server
+
+#endif  // MODELPRESS_SERVER_BLOBS_DIRECTORY_BLOB_STORE_H_

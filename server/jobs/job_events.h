@@ -1,0 +1,65 @@
+// Wakes whoever waits for a change of the job store: long polls, workers. Changes by this process are told with Notify() and wake at once; those
+// by other processes are found by looking at JobStore::Version() every few milliseconds, only while somebody waits.
+#ifndef MODELPRESS_SERVER_JOBS_JOB_EVENTS_H_
+#define MODELPRESS_SERVER_JOBS_JOB_EVENTS_H_
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "absl/time/time.h"
+#include "server/jobs/job_store.h"
+
+namespace modelpress::server {
+
+// Thread-safe.
+class JobEvents {
+ public:
+  // `store` must outlive this.
+  explicit JobEvents(JobStore& store, absl::Duration poll_interval = absl::Milliseconds(20));
+  ~JobEvents();
+  JobEvents(const JobEvents&) = delete;
+  JobEvents& operator=(const JobEvents&) = delete;
+
+  // Counts the changes seen. Read it before looking at the store, then wait for a change since: none can be missed between.
+  uint64_t generation() const;
+  // This process changed the store.
+  void Notify();
+
+  // Calls `wake` once: when the generation is another than `seen`, when `timeout` has passed, or by Wake(). It runs on the watcher's thread with
+  // a lock held and must only hand on: no blocking, no call to this class. Returns a ticket for Wake and Cancel.
+  uint64_t Await(uint64_t seen, absl::Duration timeout, std::function<void()> wake);
+  // Wakes one waiter now; nothing if it was woken already.
+  void Wake(uint64_t ticket);
+  // Forgets one waiter: `wake` does not run any more, nor runs still, when this returns.
+  void Cancel(uint64_t ticket);
+
+ private:
+  struct Waiter {
+    uint64_t seen;
+    absl::Time deadline;
+    std::function<void()> wake;
+  };
+
+  void Loop();
+  void WakeDue(absl::Time now);
+
+  JobStore& store_;
+  const absl::Duration poll_interval_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  uint64_t generation_ = 1;
+  uint64_t last_ticket_ = 0;
+  bool work_ = false;  // something happened that the watcher must look at before its next poll
+  bool stopping_ = false;
+  std::map<uint64_t, Waiter> waiters_;
+  std::thread thread_;
+};
+
+}  // namespace modelpress::server
+
+#endif  // MODELPRESS_SERVER_JOBS_JOB_EVENTS_H_

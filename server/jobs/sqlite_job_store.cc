@@ -1,0 +1,413 @@
+#include "server/jobs/sqlite_job_store.h"
+
+#include <charconv>
+#include <string_view>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "engine/base/status.h"
+#include "google/protobuf/util/time_util.h"
+#include "server/base/page_token.h"
+#include "server/base/schema.h"
+#include "server/base/sha256.h"
+
+namespace modelpress::server {
+namespace {
+
+using State = v1::OperationMetadata::State;
+using google::protobuf::util::TimeUtil;
+
+// The sets of states are written into the statements so that the indexes apply; the numbers are those of operations.proto.
+constexpr char kHeld[] = "state IN (2, 3)";  // RUNNING, CANCELLING
+constexpr char kUnfinished[] = "state IN (1, 2, 3)";
+constexpr char kFinal[] = "state IN (4, 5, 6)";
+
+constexpr char kSelectJob[] =
+    "SELECT id, workspace, method, state, attempt, create_time, start_time, end_time, lease_owner, lease_expiry, progress,"
+    " request, details, response, error, sequence, failures FROM jobs JOIN job_payloads USING (sequence) WHERE ";
+
+constexpr char kWorkspaces[] = "workspaces/";
+
+SqlBlob ToBlob(const google::protobuf::MessageLite& message) { return {message.SerializeAsString()}; }
+
+absl::Status ParseBlob(const std::string& bytes, const std::string& id, google::protobuf::MessageLite& message) {
+  if (!message.ParseFromString(bytes)) {
+    return MakeError(v1::STORAGE_ERROR, absl::StrCat("the stored ", message.GetTypeName(), " of operations/", id, " is damaged"));
+  }
+  return absl::OkStatus();
+}
+
+// The part of the metadata that has no columns.
+v1::OperationMetadata Details(const v1::OperationMetadata& metadata) {
+  v1::OperationMetadata details = metadata;
+  details.clear_method();
+  details.clear_workspace();
+  details.clear_state();
+  details.clear_progress();
+  details.clear_attempt();
+  details.clear_create_time();
+  details.clear_start_time();
+  details.clear_end_time();
+  return details;
+}
+
+// The job in the current row of a kSelectJob statement.
+absl::StatusOr<Job> ReadJob(const Statement& row) {
+  Job job;
+  job.id = row.Bytes(0);
+  MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(12), job.id, job.metadata));
+  job.metadata.set_workspace(absl::StrCat(kWorkspaces, row.Bytes(1)));
+  job.metadata.set_method(row.Bytes(2));
+  job.metadata.set_state(static_cast<State>(row.Integer(3)));
+  job.metadata.set_attempt(static_cast<int>(row.Integer(4)));
+  *job.metadata.mutable_create_time() = TimeUtil::MicrosecondsToTimestamp(row.Integer(5));
+  if (!row.IsNull(6)) {
+    *job.metadata.mutable_start_time() = TimeUtil::MicrosecondsToTimestamp(row.Integer(6));
+  }
+  if (!row.IsNull(7)) {
+    *job.metadata.mutable_end_time() = TimeUtil::MicrosecondsToTimestamp(row.Integer(7));
+  }
+  job.failures = static_cast<int>(row.Integer(16));
+  job.lease_owner = row.Bytes(8);
+  if (!row.IsNull(9)) {
+    job.lease_expiry = absl::FromUnixMicros(row.Integer(9));
+  }
+  if (!row.IsNull(10)) {
+    MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(10), job.id, *job.metadata.mutable_progress()));
+  }
+  MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(11), job.id, job.request));
+  if (!row.IsNull(13)) {
+    MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(13), job.id, job.response.emplace()));
+  }
+  if (!row.IsNull(14)) {
+    MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(14), job.id, job.error.emplace()));
+  }
+  return job;
+}
+
+// All jobs for which `condition` holds, with the ORDER BY and LIMIT that it ends with.
+absl::StatusOr<std::vector<Job>> ReadJobs(Connection& connection, const std::string& condition,
+                                          const std::vector<SqlValue>& values) {
+  MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(absl::StrCat(kSelectJob, condition), values));
+  std::vector<Job> jobs;
+  while (true) {
+    MP_ASSIGN_OR_RETURN(bool row, statement.Step());
+    if (!row) {
+      return jobs;
+    }
+    MP_ASSIGN_OR_RETURN(Job job, ReadJob(statement));
+    jobs.push_back(std::move(job));
+  }
+}
+
+absl::StatusOr<Job> ReadJobById(Connection& connection, const std::string& id) {
+  MP_ASSIGN_OR_RETURN(std::vector<Job> jobs, ReadJobs(connection, "id = ?1", {id}));
+  if (jobs.empty()) {
+    return MakeError(v1::OPERATION_NOT_FOUND, absl::StrCat("there is no operation operations/", id));
+  }
+  return std::move(jobs.front());
+}
+
+absl::StatusOr<std::string> WorkspaceId(const std::string& name) {
+  absl::string_view id = name;
+  if (!absl::ConsumePrefix(&id, kWorkspaces) || id.empty()) {
+    return MakeError(v1::REQUEST_INVALID, absl::StrCat("'", name, "' is no workspace name; it must be workspaces/ID"),
+                     {.field = "workspace"});
+  }
+  return std::string(id);
+}
+
+absl::Status NotHeld(const std::string& id, int attempt) {
+  return absl::FailedPreconditionError(absl::StrCat("operations/", id, " is not held by attempt ", attempt, " any more"));
+}
+
+// What a transition of a held job needs to know of it.
+struct HeldJob {
+  int64_t sequence;
+  State state;
+  std::string workspace;  // id
+};
+
+// FAILED_PRECONDITION unless `attempt` holds the job.
+absl::StatusOr<HeldJob> ReadHeldJob(Connection& connection, const std::string& id, int attempt) {
+  MP_ASSIGN_OR_RETURN(
+      Statement statement,
+      connection.Query(absl::StrCat("SELECT sequence, state, workspace FROM jobs WHERE id = ?1 AND attempt = ?2 AND ", kHeld),
+                       {id, static_cast<int64_t>(attempt)}));
+  MP_ASSIGN_OR_RETURN(bool found, statement.Step());
+  if (!found) {
+    return NotHeld(id, attempt);
+  }
+  return HeldJob{statement.Integer(0), static_cast<State>(statement.Integer(1)), statement.Bytes(2)};
+}
+
+// Ends a job: final state, end time, no lease.
+absl::Status End(Connection& connection, int64_t sequence, State state, absl::Time now, const SqlValue& response,
+                 const SqlValue& error) {
+  MP_RETURN_IF_ERROR(
+      connection
+          .Execute("UPDATE jobs SET state = ?2, end_time = ?3, lease_owner = NULL, lease_expiry = NULL WHERE sequence = ?1",
+                   {sequence, static_cast<int64_t>(state), absl::ToUnixMicros(now)})
+          .status());
+  return connection.Execute("UPDATE job_payloads SET response = ?2, error = ?3 WHERE sequence = ?1", {sequence, response, error})
+      .status();
+}
+
+absl::Status EndCancelled(Connection& connection, int64_t sequence, absl::Time now) {
+  return End(connection, sequence, v1::OperationMetadata::CANCELLED, now, std::monostate(), ToBlob(CancelledError()));
+}
+
+}  // namespace
+
+absl::StatusOr<Job> SqliteJobStore::Create(const Job& job, const std::string& request_id) {
+  MP_ASSIGN_OR_RETURN(const std::string workspace, WorkspaceId(job.metadata.workspace()));
+  const SqlBlob request = ToBlob(job.request);
+  const std::string fingerprint = Sha256Hex(request.bytes);
+  Job created;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    const absl::Time now = clock_.Now();
+    MP_ASSIGN_OR_RETURN(std::string id, FindRequest(connection, RequestKind::kOperation, request_id, fingerprint, now));
+    if (id.empty()) {
+      id = job.id;
+      MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
+      MP_RETURN_IF_ERROR(
+          connection
+              .Execute("INSERT INTO jobs (id, workspace, method, state, attempt, create_time) VALUES (?1, ?2, ?3, ?4, 0, ?5)",
+                       {id, workspace, job.metadata.method(), static_cast<int64_t>(v1::OperationMetadata::PENDING),
+                        absl::ToUnixMicros(now)})
+              .status());
+      MP_RETURN_IF_ERROR(connection
+                             .Execute("INSERT INTO job_payloads (sequence, request, details) VALUES (?1, ?2, ?3)",
+                                      {connection.LastInsertRowid(), request, ToBlob(Details(job.metadata))})
+                             .status());
+      MP_RETURN_IF_ERROR(RememberRequest(connection, RequestKind::kOperation, request_id, fingerprint, id, now));
+    }
+    MP_ASSIGN_OR_RETURN(created, ReadJobById(connection, id));
+    return absl::OkStatus();
+  }));
+  return created;
+}
+
+absl::StatusOr<Job> SqliteJobStore::Get(const std::string& id) {
+  Job job;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(job, ReadJobById(connection, id));
+    return absl::OkStatus();
+  }));
+  return job;
+}
+
+absl::StatusOr<JobPage> SqliteJobStore::List(const JobFilter& filter, int page_size, const std::string& page_token) {
+  MP_ASSIGN_OR_RETURN(const int size, ResolvePageSize(page_size));
+  std::string condition = "sequence < ?1";
+  std::vector<SqlValue> values = {INT64_MAX};
+  std::string scope = "operations";
+  auto add = [&](const std::string& column, SqlValue value) {
+    values.push_back(std::move(value));
+    absl::StrAppend(&condition, " AND ", column, " = ?", values.size());
+  };
+  if (filter.workspace.has_value()) {
+    MP_ASSIGN_OR_RETURN(std::string workspace, WorkspaceId(*filter.workspace));
+    absl::StrAppend(&scope, " workspace=", workspace);
+    add("workspace", workspace);
+  }
+  if (filter.method.has_value()) {
+    absl::StrAppend(&scope, " method=", *filter.method);
+    add("method", *filter.method);
+  }
+  if (filter.state.has_value()) {
+    absl::StrAppend(&scope, " state=", static_cast<int>(*filter.state));
+    add("state", static_cast<int64_t>(*filter.state));
+  }
+  if (filter.done.has_value()) {
+    absl::StrAppend(&scope, " done=", static_cast<int>(*filter.done));
+    absl::StrAppend(&condition, " AND ", *filter.done ? kFinal : kUnfinished);
+  }
+  if (!page_token.empty()) {
+    MP_ASSIGN_OR_RETURN(const std::string key, DecodePageToken(scope, page_token));
+    int64_t sequence = 0;
+    std::from_chars(key.data(), key.data() + key.size(), sequence);  // we wrote it
+    values[0] = sequence;
+  }
+  absl::StrAppend(&condition, " ORDER BY sequence DESC LIMIT ", size + 1);  // one more tells whether there is another page
+  JobPage page;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(page.jobs, ReadJobs(connection, condition, values));
+    if (page.jobs.size() <= static_cast<size_t>(size)) {
+      return absl::OkStatus();
+    }
+    page.jobs.pop_back();
+    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT sequence FROM jobs WHERE id = ?1", {page.jobs.back().id}));
+    MP_RETURN_IF_ERROR(statement.Step().status());
+    page.next_page_token = EncodePageToken(scope, absl::StrCat(statement.Integer(0)));
+    return absl::OkStatus();
+  }));
+  return page;
+}
+
+absl::Status SqliteJobStore::Delete(const std::string& id) {
+  return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(int64_t deleted, connection.Execute(absl::StrCat("DELETE FROM jobs WHERE id = ?1 AND ", kFinal), {id}));
+    if (deleted == 0) {
+      MP_ASSIGN_OR_RETURN(Job job, ReadJobById(connection, id));
+      return MakeError(v1::OPERATION_RUNNING,
+                       absl::StrCat("operations/", id, " is ", v1::OperationMetadata::State_Name(job.metadata.state()),
+                                    "; cancel it or wait for its end before deleting it"));
+    }
+    return absl::OkStatus();
+  });
+}
+
+absl::StatusOr<Job> SqliteJobStore::RequestCancel(const std::string& id) {
+  Job job;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(int64_t stopping, connection.Execute("UPDATE jobs SET state = ?2 WHERE id = ?1 AND state = ?3",
+                                                             {id, static_cast<int64_t>(v1::OperationMetadata::CANCELLING),
+                                                              static_cast<int64_t>(v1::OperationMetadata::RUNNING)}));
+    if (stopping == 0) {
+      int64_t pending = 0;
+      {
+        MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT sequence FROM jobs WHERE id = ?1 AND state = ?2",
+                                                                  {id, static_cast<int64_t>(v1::OperationMetadata::PENDING)}));
+        MP_ASSIGN_OR_RETURN(bool found, statement.Step());
+        pending = found ? statement.Integer(0) : 0;
+      }
+      if (pending != 0) {
+        MP_RETURN_IF_ERROR(EndCancelled(connection, pending, clock_.Now()));
+      }
+    }
+    MP_ASSIGN_OR_RETURN(job, ReadJobById(connection, id));
+    return absl::OkStatus();
+  }));
+  return job;
+}
+
+absl::StatusOr<std::optional<Job>> SqliteJobStore::Claim(const std::string& owner, absl::Time lease_expiry) {
+  // A look that takes no lock first: many idle workers poll.
+  constexpr char kOldest[] = "SELECT sequence, id FROM jobs WHERE state = 1 ORDER BY sequence LIMIT 1";
+  bool pending = false;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(kOldest));
+    MP_ASSIGN_OR_RETURN(pending, statement.Step());
+    return absl::OkStatus();
+  }));
+  std::optional<Job> claimed;
+  if (!pending) {
+    return claimed;
+  }
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+    int64_t sequence = 0;
+    std::string id;
+    {
+      MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(kOldest));
+      MP_ASSIGN_OR_RETURN(bool found, statement.Step());
+      if (!found) {
+        return absl::OkStatus();
+      }
+      sequence = statement.Integer(0);
+      id = statement.Bytes(1);
+    }
+    MP_RETURN_IF_ERROR(connection
+                           .Execute("UPDATE jobs SET state = ?2, attempt = attempt + 1, start_time = ?3, lease_owner = ?4,"
+                                    " lease_expiry = ?5, progress = NULL WHERE sequence = ?1",
+                                    {sequence, static_cast<int64_t>(v1::OperationMetadata::RUNNING),
+                                     absl::ToUnixMicros(clock_.Now()), owner, absl::ToUnixMicros(lease_expiry)})
+                           .status());
+    MP_ASSIGN_OR_RETURN(claimed, ReadJobById(connection, id));
+    return absl::OkStatus();
+  }));
+  return claimed;
+}
+
+absl::StatusOr<State> SqliteJobStore::Heartbeat(const std::string& id, int attempt, const v1::Progress& progress,
+                                                absl::Time lease_expiry) {
+  State state = v1::OperationMetadata::STATE_UNSPECIFIED;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
+    state = job.state;
+    return connection
+        .Execute("UPDATE jobs SET progress = ?2, lease_expiry = ?3 WHERE sequence = ?1",
+                 {job.sequence, ToBlob(progress), absl::ToUnixMicros(lease_expiry)})
+        .status();
+  }));
+  return state;
+}
+
+absl::Status SqliteJobStore::Finish(const std::string& id, int attempt, const Outcome& outcome) {
+  MP_RETURN_IF_ERROR(CheckOutcome(outcome));
+  return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(HeldJob held, ReadHeldJob(connection, id, attempt));
+    if (outcome.state == v1::OperationMetadata::CANCELLED && held.state != v1::OperationMetadata::CANCELLING) {
+      return MakeError(v1::INTERNAL_ERROR, absl::StrCat("operations/", id, " cannot end CANCELLED: nobody asked for it"));
+    }
+    const absl::Time now = clock_.Now();
+    MP_ASSIGN_OR_RETURN(Job job, ReadJobById(connection, id));
+    v1::OperationMetadata details = Details(job.metadata);
+    details.mutable_warnings()->Assign(outcome.warnings.begin(), outcome.warnings.end());
+    for (const OutputFile& output : outcome.outputs) {
+      MP_RETURN_IF_ERROR(LinkFile(connection, held.workspace, output.path, output.sha256, output.size_bytes, now));
+      v1::File& file = *details.add_outputs();
+      file.set_name(absl::StrCat(kWorkspaces, held.workspace, "/files/", output.path));
+      file.set_sha256(output.sha256);
+      file.set_size_bytes(output.size_bytes);
+      *file.mutable_update_time() = TimeUtil::MicrosecondsToTimestamp(absl::ToUnixMicros(now));
+    }
+    MP_RETURN_IF_ERROR(
+        connection.Execute("UPDATE job_payloads SET details = ?2 WHERE sequence = ?1", {held.sequence, ToBlob(details)})
+            .status());
+    return End(connection, held.sequence, outcome.state, now, outcome.response ? SqlValue(ToBlob(*outcome.response)) : SqlValue(),
+               outcome.error ? SqlValue(ToBlob(*outcome.error)) : SqlValue());
+  });
+}
+
+absl::Status SqliteJobStore::Requeue(const std::string& id, int attempt, bool failed) {
+  return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
+    if (job.state == v1::OperationMetadata::CANCELLING) {
+      return EndCancelled(connection, job.sequence, clock_.Now());
+    }
+    return connection
+        .Execute("UPDATE jobs SET state = ?2, lease_owner = NULL, lease_expiry = NULL, progress = NULL, failures = failures + ?3"
+                 " WHERE sequence = ?1",
+                 {job.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING), static_cast<int64_t>(failed)})
+        .status();
+  });
+}
+
+absl::StatusOr<std::vector<Job>> SqliteJobStore::Expired(absl::Time now) {
+  std::vector<Job> jobs;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(
+        jobs, ReadJobs(connection, absl::StrCat(kHeld, " AND lease_expiry < ?1 ORDER BY sequence"), {absl::ToUnixMicros(now)}));
+    return absl::OkStatus();
+  }));
+  return jobs;
+}
+
+absl::StatusOr<std::vector<Job>> SqliteJobStore::Leased() {
+  std::vector<Job> jobs;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(jobs, ReadJobs(connection, absl::StrCat(kHeld, " ORDER BY sequence"), {}));
+    return absl::OkStatus();
+  }));
+  return jobs;
+}
+
+absl::StatusOr<std::vector<std::pair<std::pair<std::string, State>, int64_t>>> SqliteJobStore::Count() {
+  std::vector<std::pair<std::pair<std::string, State>, int64_t>> counts;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT method, state, COUNT(*) FROM jobs GROUP BY method, state"));
+    while (true) {
+      MP_ASSIGN_OR_RETURN(bool row, statement.Step());
+      if (!row) {
+        return absl::OkStatus();
+      }
+      counts.push_back({{statement.Bytes(0), static_cast<State>(statement.Integer(1))}, statement.Integer(2)});
+    }
+  }));
+  return counts;
+}
+
+absl::StatusOr<uint64_t> SqliteJobStore::Version() { return database_.Version(); }
+
+}  // namespace modelpress::server

@@ -1,0 +1,137 @@
+#include "server/metrics/metrics.h"
+
+#include <prometheus/exposer.h>
+
+#include <exception>
+#include <utility>
+
+#include "absl/log/log.h"
+#include "absl/strings/str_cat.h"
+
+namespace modelpress::server {
+namespace {
+
+using prometheus::BuildCounter;
+using prometheus::BuildHistogram;
+using prometheus::Histogram;
+
+// Operations take from milliseconds (a test model) to hours.
+const Histogram::BucketBoundaries& OperationSeconds() {
+  static const auto& bounds = *new Histogram::BucketBoundaries{0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000};
+  return bounds;
+}
+
+const Histogram::BucketBoundaries& RpcSeconds() {
+  static const auto& bounds = *new Histogram::BucketBoundaries{0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100};
+  return bounds;
+}
+
+const Histogram::BucketBoundaries& RssBytes() {
+  static const auto& bounds = *new Histogram::BucketBoundaries{64e6, 128e6, 256e6, 512e6, 1e9, 2e9, 4e9, 8e9, 16e9, 32e9, 64e9};
+  return bounds;
+}
+
+// Counts the stored jobs whenever Prometheus asks, so that the numbers are right for all processes that share the store.
+class JobCounts final : public prometheus::Collectable {
+ public:
+  explicit JobCounts(JobStore& jobs) : jobs_(jobs) {}
+
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    auto counts = jobs_.Count();
+    if (!counts.ok()) {
+      LOG(ERROR) << "cannot count operations for metrics: " << counts.status();
+      return {};
+    }
+    prometheus::MetricFamily family;
+    family.name = "modelpress_operations";
+    family.help = "Stored operations by method and state";
+    family.type = prometheus::MetricType::Gauge;
+    for (const auto& [key, count] : *counts) {
+      prometheus::ClientMetric metric;
+      metric.label = {{"method", key.first}, {"state", v1::OperationMetadata::State_Name(key.second)}};
+      metric.gauge.value = static_cast<double>(count);
+      family.metric.push_back(std::move(metric));
+    }
+    return {family};
+  }
+
+ private:
+  JobStore& jobs_;
+};
+
+}  // namespace
+
+Metrics::Metrics()
+    : registry_(std::make_shared<prometheus::Registry>()),
+      operation_duration_(&BuildHistogram()
+                               .Name("modelpress_operation_duration_seconds")
+                               .Help("Time from the start of the last attempt to the stored outcome")
+                               .Register(*registry_)),
+      queue_wait_(&BuildHistogram()
+                       .Name("modelpress_queue_wait_seconds")
+                       .Help("Time from accepting an operation to the start of its first attempt")
+                       .Register(*registry_)),
+      peak_rss_(&BuildHistogram()
+                     .Name("modelpress_child_peak_rss_bytes")
+                     .Help("Peak resident memory of the process of one attempt")
+                     .Register(*registry_)),
+      child_deaths_(&BuildCounter()
+                         .Name("modelpress_child_deaths_total")
+                         .Help("Child processes that ended without an answer or were killed")
+                         .Register(*registry_)),
+      rpc_duration_(&BuildHistogram()
+                         .Name("modelpress_rpc_duration_seconds")
+                         .Help("Time from the start of a call to its status")
+                         .Register(*registry_)),
+      upload_bytes_(&BuildCounter()
+                         .Name("modelpress_upload_bytes_total")
+                         .Help("Bytes received by UploadBytes and stored")
+                         .Register(*registry_)
+                         .Add({})),
+      download_bytes_(&BuildCounter()
+                           .Name("modelpress_download_bytes_total")
+                           .Help("Bytes sent by DownloadFile")
+                           .Register(*registry_)
+                           .Add({})) {}
+
+void Metrics::OperationEnded(const std::string& method, v1::OperationMetadata::State state, absl::Duration duration) {
+  operation_duration_->Add({{"method", method}, {"state", v1::OperationMetadata::State_Name(state)}}, OperationSeconds())
+      .Observe(absl::ToDoubleSeconds(duration));
+}
+
+void Metrics::OperationStarted(const std::string& method, absl::Duration queue_wait) {
+  queue_wait_->Add({{"method", method}}, OperationSeconds()).Observe(absl::ToDoubleSeconds(queue_wait));
+}
+
+void Metrics::ChildEnded(const std::string& method, uint64_t peak_rss_bytes) {
+  peak_rss_->Add({{"method", method}}, RssBytes()).Observe(static_cast<double>(peak_rss_bytes));
+}
+
+void Metrics::ChildDied(const std::string& cause) { child_deaths_->Add({{"cause", cause}}).Increment(); }
+
+void Metrics::RpcEnded(const std::string& method, const std::string& code, absl::Duration duration) {
+  rpc_duration_->Add({{"method", method}, {"code", code}}, RpcSeconds()).Observe(absl::ToDoubleSeconds(duration));
+}
+
+absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& address, Metrics& metrics, JobStore& jobs) {
+  std::unique_ptr<MetricsServer> server(new MetricsServer);
+  try {
+    server->exposer_ = std::make_unique<prometheus::Exposer>(address, /*num_threads=*/1);
+    server->job_counts_ = std::make_shared<JobCounts>(jobs);
+    server->exposer_->RegisterCollectable(metrics.registry());
+    server->exposer_->RegisterCollectable(server->job_counts_);
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", address, ": ", error.what(),
+                                               "; give another address or --metrics_listen= to switch them off"));
+  }
+  return server;
+}
+
+MetricsServer::~MetricsServer() = default;
+
+int MetricsServer::port() const {
+  const std::vector<int> ports = exposer_->GetListeningPorts();
+  return ports.empty() ? 0 : ports.front();
+}
+
+}  // namespace modelpress::server

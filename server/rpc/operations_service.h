@@ -1,0 +1,53 @@
+#ifndef MODELPRESS_SERVER_RPC_OPERATIONS_SERVICE_H_
+#define MODELPRESS_SERVER_RPC_OPERATIONS_SERVICE_H_
+
+#include <atomic>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "google/longrunning/operations.grpc.pb.h"
+#include "server/base/executor.h"
+#include "server/jobs/job_events.h"
+#include "server/jobs/job_store.h"
+
+namespace modelpress::server {
+
+// Reads the filter of ListOperations (operations.proto). REQUEST_INVALID with field "filter".
+absl::StatusOr<JobFilter> ParseFilter(const std::string& filter);
+
+// google.longrunning.Operations in full.
+class OperationsService final : public google::longrunning::Operations::CallbackService {
+ public:
+  // All must outlive the service.
+  OperationsService(JobStore& jobs, JobEvents& events, Executor& executor) : jobs_(jobs), events_(events), executor_(executor) {}
+
+  // From now on WaitOperation answers at once with the present state, so that no long poll holds up the end of the server.
+  void Drain();
+
+  grpc::ServerUnaryReactor* GetOperation(grpc::CallbackServerContext* context, const google::longrunning::GetOperationRequest* request,
+                                         google::longrunning::Operation* response) override;
+  grpc::ServerUnaryReactor* ListOperations(grpc::CallbackServerContext* context,
+                                           const google::longrunning::ListOperationsRequest* request,
+                                           google::longrunning::ListOperationsResponse* response) override;
+  grpc::ServerUnaryReactor* CancelOperation(grpc::CallbackServerContext* context,
+                                            const google::longrunning::CancelOperationRequest* request,
+                                            google::protobuf::Empty* response) override;
+  grpc::ServerUnaryReactor* DeleteOperation(grpc::CallbackServerContext* context,
+                                            const google::longrunning::DeleteOperationRequest* request,
+                                            google::protobuf::Empty* response) override;
+  // A long poll: answers when the operation is done, after `timeout` (unset: the call's deadline), or when the server stops.
+  grpc::ServerUnaryReactor* WaitOperation(grpc::CallbackServerContext* context, const google::longrunning::WaitOperationRequest* request,
+                                          google::longrunning::Operation* response) override;
+
+ private:
+  class WaitReactor;
+
+  JobStore& jobs_;
+  JobEvents& events_;
+  Executor& executor_;
+  std::atomic<bool> draining_ = false;
+};
+
+}  // namespace modelpress::server
+
+#endif  // MODELPRESS_SERVER_RPC_OPERATIONS_SERVICE_H_

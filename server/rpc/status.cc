@@ -1,0 +1,78 @@
+#include "server/rpc/status.h"
+
+#include <map>
+#include <string>
+
+#include "absl/strings/str_split.h"
+#include "engine/base/status.h"
+#include "google/rpc/error_details.pb.h"
+
+namespace modelpress::server {
+namespace {
+
+// Trailing metadata is limited to 8 KiB by default and carries the message twice.
+constexpr size_t kMaxMessage = 2048;
+
+std::string Find(const std::map<std::string, std::string>& metadata, const std::string& key) {
+  auto it = metadata.find(key);
+  return it == metadata.end() ? "" : it->second;
+}
+
+google::rpc::PreconditionFailure Missing(const std::string& files, const std::string& message) {
+  google::rpc::PreconditionFailure failure;
+  for (absl::string_view file : absl::StrSplit(files, '\n')) {
+    auto* violation = failure.add_violations();
+    violation->set_type("MISSING");
+    violation->set_subject(std::string(file));
+    violation->set_description(message);
+  }
+  return failure;
+}
+
+}  // namespace
+
+google::rpc::Status ToRpcStatus(const absl::Status& status) {
+  google::rpc::Status rpc;
+  if (status.ok()) {
+    return rpc;
+  }
+  if (ReasonOf(status) == v1::REASON_UNSPECIFIED) {
+    return ToRpcStatus(MakeError(v1::INTERNAL_ERROR, status.ToString(absl::StatusToStringMode::kDefault)));
+  }
+  const std::map<std::string, std::string> metadata = MetadataOf(status);
+  const std::string message(status.message().substr(0, kMaxMessage));
+  rpc.set_code(static_cast<int>(status.code()));
+  rpc.set_message(message);
+  google::rpc::ErrorInfo info;
+  info.set_reason(v1::Reason_Name(ReasonOf(status)));
+  info.set_domain("modelpress");
+  for (const auto& [key, value] : metadata) {
+    (*info.mutable_metadata())[key] = value.substr(0, kMaxMessage);
+  }
+  rpc.add_details()->PackFrom(info);
+  if (std::string field = Find(metadata, "field"); !field.empty()) {
+    google::rpc::BadRequest bad_request;
+    auto* violation = bad_request.add_field_violations();
+    violation->set_field(field);
+    violation->set_description(message);
+    rpc.add_details()->PackFrom(bad_request);
+  }
+  if (ReasonOf(status) == v1::FILE_NOT_FOUND) {
+    std::string files = Find(metadata, "missing");
+    files = files.empty() ? Find(metadata, "file") : files;
+    if (!files.empty()) {
+      rpc.add_details()->PackFrom(Missing(files.substr(0, kMaxMessage), message));
+    }
+  }
+  return rpc;
+}
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  if (status.ok()) {
+    return grpc::Status::OK;
+  }
+  const google::rpc::Status rpc = ToRpcStatus(status);
+  return {static_cast<grpc::StatusCode>(rpc.code()), rpc.message(), rpc.SerializeAsString()};
+}
+
+}  // namespace modelpress::server

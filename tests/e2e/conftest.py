@@ -1,0 +1,16 @@
+"""A real server for the end-to-end tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.server_process import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Gives one running server for the whole session."""
+    with ServerProcess(tmp_path_factory.mktemp("server")) as process:
+        yield process

@@ -1,0 +1,50 @@
+#ifndef MODELPRESS_TESTS_SERVER_BASE_SQLITE_STORE_HARNESS_H_
+#define MODELPRESS_TESTS_SERVER_BASE_SQLITE_STORE_HARNESS_H_
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "server/base/schema.h"
+#include "server/jobs/sqlite_job_store.h"
+#include "server/workspaces/sqlite_workspace_store.h"
+#include "tests/server/base/status_testing.h"
+#include "tests/server/base/store_harness.h"
+#include "tests/server/base/test_folder.h"
+
+namespace modelpress::server {
+
+class SqliteStoreHandle final : public StoreHandle {
+ public:
+  // nullptr, with a failure of the test, if the database at `path` cannot be opened.
+  static std::unique_ptr<SqliteStoreHandle> Open(const std::string& path, const Clock& clock) {
+    absl::StatusOr<std::unique_ptr<Database>> database = OpenDatabase(path);
+    EXPECT_OK(database);
+    return database.ok() ? std::unique_ptr<SqliteStoreHandle>(new SqliteStoreHandle(*std::move(database), clock)) : nullptr;
+  }
+
+  JobStore& jobs() override { return jobs_; }
+  WorkspaceStore& workspaces() override { return workspaces_; }
+
+ private:
+  SqliteStoreHandle(std::unique_ptr<Database> database, const Clock& clock)
+      : database_(std::move(database)), jobs_(*database_, clock), workspaces_(*database_, clock) {}
+
+  const std::unique_ptr<Database> database_;
+  SqliteJobStore jobs_;
+  SqliteWorkspaceStore workspaces_;
+};
+
+class SqliteStoreHarness final : public StoreHarness {
+ public:
+  std::unique_ptr<StoreHandle> Open(const Clock& clock) override {
+    return SqliteStoreHandle::Open(folder_.path() + "/modelpress.db", clock);
+  }
+
+ private:
+  TestFolder folder_;
+};
+
+}  // namespace modelpress::server
+
+#endif  // MODELPRESS_TESTS_SERVER_BASE_SQLITE_STORE_HARNESS_H_

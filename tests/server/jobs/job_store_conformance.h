@@ -1,0 +1,693 @@
+// What every driver of JobStore must do, in any place where jobs are kept. A driver's test includes this once and instantiates
+// JobStoreConformance with a factory of its harness.
+#ifndef MODELPRESS_TESTS_SERVER_JOBS_JOB_STORE_CONFORMANCE_H_
+#define MODELPRESS_TESTS_SERVER_JOBS_JOB_STORE_CONFORMANCE_H_
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "google/protobuf/util/time_util.h"
+#include "gtest/gtest.h"
+#include "tests/server/base/status_testing.h"
+#include "tests/server/base/store_harness.h"
+#include "tests/server/base/test_folder.h"
+
+namespace modelpress::server {
+
+using Metadata = v1::OperationMetadata;
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
+ protected:
+  void SetUp() override { Reset(); }
+
+  // A new, empty store with the workspace "w".
+  void Reset() {
+    handle_.reset();
+    harness_ = GetParam()();
+    Reopen();
+    ASSERT_OK(workspaces().CreateWorkspace("w", "", ""));
+  }
+  void Reopen() {
+    handle_.reset();
+    handle_ = harness_->Open(clock_);
+    ASSERT_NE(handle_, nullptr);
+  }
+
+  JobStore& jobs() { return handle_->jobs(); }
+  WorkspaceStore& workspaces() { return handle_->workspaces(); }
+  absl::Time Lease() { return clock_.Now() + absl::Seconds(30); }
+
+  static google::protobuf::Any AnyOf(const std::string& text) {
+    google::protobuf::Any any;
+    any.set_type_url("type.googleapis.com/modelpress.v1.SaveModelRequest");
+    any.set_value(text);
+    return any;
+  }
+
+  static Job NewJob(const std::string& id, const std::string& workspace = "w", const std::string& method = "SaveModel") {
+    Job job;
+    job.id = id;
+    job.request = AnyOf("request of " + id);
+    job.metadata.set_workspace("workspaces/" + workspace);
+    job.metadata.set_method(method);
+    v1::File& input = *job.metadata.add_inputs();
+    input.set_name("workspaces/" + workspace + "/files/model.onnx");
+    input.set_sha256(std::string(64, 'a'));
+    input.set_size_bytes(uint64_t{1} << 40);
+    return job;
+  }
+
+  static Outcome Success(std::vector<OutputFile> outputs = {}) {
+    return {.state = Metadata::SUCCEEDED, .response = AnyOf("response"), .outputs = std::move(outputs)};
+  }
+  static Outcome Failure(Metadata::State state = Metadata::FAILED) {
+    google::rpc::Status error;
+    error.set_code(3);
+    error.set_message("no");
+    return {.state = state, .error = error};
+  }
+  static OutputFile Output(const std::string& path, char digit = 'b') { return {path, std::string(64, digit), 7}; }
+
+  // Brings a new job, the only one that is not final, into `state`; its latest attempt is 1 (0 where it was never claimed).
+  void MakeJobIn(Metadata::State state, const std::string& id) {
+    ASSERT_OK(jobs().Create(NewJob(id), ""));
+    if (state == Metadata::PENDING) {
+      return;
+    }
+    ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, jobs().Claim("worker", Lease()));
+    ASSERT_EQ(claimed->id, id);
+    if (state == Metadata::CANCELLING || state == Metadata::CANCELLED) {
+      ASSERT_OK(jobs().RequestCancel(id));
+    }
+    if (state == Metadata::SUCCEEDED || state == Metadata::FAILED || state == Metadata::CANCELLED) {
+      ASSERT_OK(jobs().Finish(id, 1, state == Metadata::SUCCEEDED ? Success() : Failure(state)));
+    }
+  }
+
+  Metadata::State StateOf(const std::string& id) {
+    absl::StatusOr<Job> job = jobs().Get(id);
+    EXPECT_OK(job);
+    return job.ok() ? job->metadata.state() : Metadata::STATE_UNSPECIFIED;
+  }
+
+  static std::vector<std::string> Ids(const std::vector<Job>& jobs) {
+    std::vector<std::string> ids;
+    for (const Job& job : jobs) {
+      ids.push_back(job.id);
+    }
+    return ids;
+  }
+
+  FakeClock clock_;
+  std::unique_ptr<StoreHarness> harness_;
+  std::unique_ptr<StoreHandle> handle_;
+};
+
+inline const std::vector<Metadata::State>& AllStates() {
+  static const auto* const states = new std::vector<Metadata::State>{Metadata::PENDING,   Metadata::RUNNING, Metadata::CANCELLING,
+                                                                     Metadata::SUCCEEDED, Metadata::FAILED,  Metadata::CANCELLED};
+  return *states;
+}
+
+// Byte by byte: an Any need not hold what its type says.
+inline bool SameMessage(const google::protobuf::Message& a, const google::protobuf::Message& b) {
+  return a.SerializeAsString() == b.SerializeAsString();
+}
+
+inline bool SameJob(const Job& a, const Job& b) {
+  auto same = [](const auto& x, const auto& y) {
+    return x.has_value() == y.has_value() && (!x.has_value() || SameMessage(*x, *y));
+  };
+  return a.id == b.id && a.lease_owner == b.lease_owner && a.lease_expiry == b.lease_expiry &&
+         SameMessage(a.request, b.request) && SameMessage(a.metadata, b.metadata) && same(a.response, b.response) &&
+         same(a.error, b.error);
+}
+
+// ---- Create, Get ------------------------------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, CreateKeepsWhatItIsGiven) {
+  Job given = NewJob("o1");
+  ASSERT_OK_AND_ASSIGN(Job created, jobs().Create(given, "r1"));
+  EXPECT_EQ(created.id, "o1");
+  EXPECT_TRUE(SameMessage(created.request, given.request));
+  EXPECT_EQ(created.metadata.state(), Metadata::PENDING);
+  EXPECT_EQ(created.metadata.attempt(), 0);
+  EXPECT_EQ(created.metadata.workspace(), "workspaces/w");
+  EXPECT_EQ(created.metadata.method(), "SaveModel");
+  EXPECT_EQ(google::protobuf::util::TimeUtil::TimestampToMicroseconds(created.metadata.create_time()),
+            absl::ToUnixMicros(clock_.Now()));
+  EXPECT_FALSE(created.metadata.has_start_time());
+  EXPECT_FALSE(created.metadata.has_end_time());
+  ASSERT_EQ(created.metadata.inputs_size(), 1);
+  EXPECT_TRUE(SameMessage(created.metadata.inputs(0), given.metadata.inputs(0)));
+  EXPECT_EQ(created.lease_owner, "");
+  EXPECT_EQ(created.lease_expiry, absl::InfinitePast());
+  EXPECT_FALSE(created.done());
+
+  Reopen();
+  ASSERT_OK_AND_ASSIGN(Job stored, jobs().Get("o1"));
+  EXPECT_TRUE(SameJob(stored, created));
+  EXPECT_REASON(jobs().Get("o2"), OPERATION_NOT_FOUND);
+}
+
+TEST_P(JobStoreConformance, CreateNeedsTheWorkspace) {
+  EXPECT_REASON(jobs().Create(NewJob("o1", "gone"), ""), WORKSPACE_NOT_FOUND);
+  Job unnamed = NewJob("o2");
+  unnamed.metadata.set_workspace("w");
+  EXPECT_REASON(jobs().Create(unnamed, ""), REQUEST_INVALID);
+  EXPECT_REASON(jobs().Get("o1"), OPERATION_NOT_FOUND);
+}
+
+TEST_P(JobStoreConformance, RequestIdGivesTheJobOfThatTime) {
+  ASSERT_OK(jobs().Create(NewJob("o1"), "r1"));
+  Job again = NewJob("o1");
+  again.id = "o2";
+  ASSERT_OK_AND_ASSIGN(Job replayed, jobs().Create(again, "r1"));
+  EXPECT_EQ(replayed.id, "o1");
+  EXPECT_REASON(jobs().Get("o2"), OPERATION_NOT_FOUND);
+
+  EXPECT_REASON(jobs().Create(NewJob("o3"), "r1"), REQUEST_ID_REUSED);
+  Job other_type = again;
+  other_type.request.set_type_url("type.googleapis.com/modelpress.v1.SavePruneRetrainModelRequest");
+  EXPECT_REASON(jobs().Create(other_type, "r1"), REQUEST_ID_REUSED);
+
+  ASSERT_OK_AND_ASSIGN(Job other_id, jobs().Create(again, "r2"));
+  EXPECT_EQ(other_id.id, "o2");
+
+  // Also in another process, when it is finished, and just before a day is over.
+  ASSERT_OK(jobs().RequestCancel("o1"));
+  clock_.Advance(absl::Hours(24) - absl::Seconds(1));
+  Reopen();
+  ASSERT_OK_AND_ASSIGN(replayed, jobs().Create(again, "r1"));
+  EXPECT_EQ(replayed.id, "o1");
+  EXPECT_EQ(replayed.metadata.state(), Metadata::CANCELLED);
+}
+
+TEST_P(JobStoreConformance, AnEmptyRequestIdIsNone) {
+  Job job = NewJob("o1");
+  ASSERT_OK(jobs().Create(job, ""));
+  job.id = "o2";
+  ASSERT_OK_AND_ASSIGN(Job second, jobs().Create(job, ""));
+  EXPECT_EQ(second.id, "o2");
+}
+
+TEST_P(JobStoreConformance, AReplayNeverRunsADeletedJobAgain) {
+  ASSERT_OK(jobs().Create(NewJob("o1"), "r1"));
+  ASSERT_OK(jobs().RequestCancel("o1"));
+  ASSERT_OK(jobs().Delete("o1"));
+  EXPECT_REASON(jobs().Create(NewJob("o1"), "r1"), OPERATION_NOT_FOUND);
+}
+
+TEST_P(JobStoreConformance, OneRequestIdFromManyThreadsMakesOneJob) {
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_);
+  std::mutex mutex;
+  std::set<std::string> ids;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 6; ++i) {
+    threads.emplace_back([&, i] {
+      Job job = NewJob("o");
+      job.id = absl::StrCat("o", i);
+      absl::StatusOr<Job> created = (i % 2 == 0 ? jobs() : other->jobs()).Create(job, "r");
+      std::lock_guard<std::mutex> lock(mutex);
+      EXPECT_OK(created);
+      ids.insert(created.ok() ? created->id : "none");
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  EXPECT_EQ(ids.size(), 1);
+}
+
+// ---- Claim ------------------------------------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, ClaimTakesTheOldest) {
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> none, jobs().Claim("worker", Lease()));
+  EXPECT_FALSE(none.has_value());
+  ASSERT_OK(jobs().Create(NewJob("oz"), ""));
+  ASSERT_OK(jobs().Create(NewJob("oa"), ""));
+  clock_.Advance(absl::Seconds(5));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> first, jobs().Claim("worker", Lease()));
+  ASSERT_TRUE(first.has_value());
+  EXPECT_EQ(first->id, "oz");
+  EXPECT_EQ(first->metadata.state(), Metadata::RUNNING);
+  EXPECT_EQ(first->metadata.attempt(), 1);
+  EXPECT_EQ(first->lease_owner, "worker");
+  EXPECT_EQ(first->lease_expiry, Lease());
+  EXPECT_EQ(google::protobuf::util::TimeUtil::TimestampToMicroseconds(first->metadata.start_time()),
+            absl::ToUnixMicros(clock_.Now()));
+  ASSERT_OK_AND_ASSIGN(Job stored, jobs().Get("oz"));
+  EXPECT_TRUE(SameJob(stored, *first));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> second, jobs().Claim("worker", Lease()));
+  EXPECT_EQ(second->id, "oa");
+  ASSERT_OK_AND_ASSIGN(none, jobs().Claim("worker", Lease()));
+  EXPECT_FALSE(none.has_value());
+}
+
+TEST_P(JobStoreConformance, EachJobIsClaimedOnceByManyThreadsOfTwoProcesses) {
+  constexpr int kJobs = 40;
+  for (int i = 0; i < kJobs; ++i) {
+    ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", i)), ""));
+  }
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_);
+  std::mutex mutex;
+  std::map<std::string, int> claims;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&, i] {
+      JobStore& store = i % 2 == 0 ? jobs() : other->jobs();
+      while (true) {
+        absl::StatusOr<std::optional<Job>> job = store.Claim(absl::StrCat("worker", i), Lease());
+        EXPECT_OK(job);
+        if (!job.ok() || !job->has_value()) {
+          return;
+        }
+        EXPECT_EQ((*job)->metadata.attempt(), 1);
+        EXPECT_EQ((*job)->lease_owner, absl::StrCat("worker", i));
+        std::lock_guard<std::mutex> lock(mutex);
+        ++claims[(*job)->id];
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  EXPECT_EQ(claims.size(), kJobs);
+  for (const auto& [id, count] : claims) {
+    EXPECT_EQ(count, 1) << id;
+  }
+}
+
+// ---- Heartbeat, leases ------------------------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, HeartbeatExtendsTheLeaseAndShowsProgress) {
+  MakeJobIn(Metadata::RUNNING, "o1");
+  v1::Progress progress;
+  progress.set_stage("quantize");
+  progress.set_done(3);
+  progress.set_total(9);
+  clock_.Advance(absl::Seconds(10));
+  ASSERT_OK_AND_ASSIGN(Metadata::State state, jobs().Heartbeat("o1", 1, progress, Lease()));
+  EXPECT_EQ(state, Metadata::RUNNING);
+  ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
+  EXPECT_EQ(job.lease_expiry, Lease());
+  EXPECT_TRUE(SameMessage(job.metadata.progress(), progress));
+
+  ASSERT_OK(jobs().RequestCancel("o1"));
+  ASSERT_OK_AND_ASSIGN(state, jobs().Heartbeat("o1", 1, progress, Lease()));
+  EXPECT_EQ(state, Metadata::CANCELLING);
+}
+
+TEST_P(JobStoreConformance, LeasesRunOut) {
+  MakeJobIn(Metadata::RUNNING, "o1");
+  clock_.Advance(absl::Seconds(10));
+  MakeJobIn(Metadata::CANCELLING, "o2");
+  ASSERT_OK(jobs().Create(NewJob("o3"), ""));
+  auto expired = [this] {
+    absl::StatusOr<std::vector<Job>> jobs_then = jobs().Expired(clock_.Now());
+    EXPECT_OK(jobs_then);
+    return Ids(*jobs_then);
+  };
+  EXPECT_THAT(expired(), IsEmpty());
+  clock_.Advance(absl::Seconds(20));  // exactly at the end of the lease it still holds
+  EXPECT_THAT(expired(), IsEmpty());
+  clock_.Advance(absl::Seconds(1));
+  EXPECT_THAT(expired(), ElementsAre("o1"));
+  clock_.Advance(absl::Seconds(10));
+  EXPECT_THAT(expired(), ElementsAre("o1", "o2"));
+  Reopen();
+  ASSERT_OK_AND_ASSIGN(std::vector<Job> leased, jobs().Leased());
+  EXPECT_THAT(Ids(leased), ElementsAre("o1", "o2"));
+
+  // Late, but nobody took it away: the attempt goes on.
+  ASSERT_OK(jobs().Heartbeat("o1", 1, {}, Lease()));
+  EXPECT_THAT(expired(), ElementsAre("o2"));
+  ASSERT_OK(jobs().Finish("o1", 1, Success()));
+  ASSERT_OK(jobs().Requeue("o2", 1));
+  ASSERT_OK_AND_ASSIGN(leased, jobs().Leased());
+  EXPECT_THAT(Ids(leased), IsEmpty());
+}
+
+// ---- The transitions, all of them -------------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, OnlyTheHolderMovesAJob) {
+  for (Metadata::State state : AllStates()) {
+    SCOPED_TRACE(Metadata::State_Name(state));
+    Reset();
+    MakeJobIn(state, "o1");
+    ASSERT_OK_AND_ASSIGN(Job before, jobs().Get("o1"));
+    bool held = state == Metadata::RUNNING || state == Metadata::CANCELLING;
+    for (int attempt : {0, 1, 2}) {
+      if (held && attempt == 1) {
+        continue;
+      }
+      EXPECT_NOT_HELD(jobs().Heartbeat("o1", attempt, {}, clock_.Now() + absl::Hours(1)));
+      EXPECT_NOT_HELD(jobs().Finish("o1", attempt, Success({Output("results/x")})));
+      EXPECT_NOT_HELD(jobs().Finish("o1", attempt, Failure()));
+      EXPECT_NOT_HELD(jobs().Requeue("o1", attempt));
+    }
+    ASSERT_OK_AND_ASSIGN(Job after, jobs().Get("o1"));
+    EXPECT_TRUE(SameJob(before, after));
+    EXPECT_REASON(workspaces().GetFile("w", "results/x"), FILE_NOT_FOUND);
+  }
+  EXPECT_NOT_HELD(jobs().Heartbeat("none", 1, {}, Lease()));
+  EXPECT_NOT_HELD(jobs().Finish("none", 1, Success()));
+  EXPECT_NOT_HELD(jobs().Requeue("none", 1));
+}
+
+TEST_P(JobStoreConformance, ClaimLeavesAllButPendingJobsAlone) {
+  for (Metadata::State state : AllStates()) {
+    SCOPED_TRACE(Metadata::State_Name(state));
+    Reset();
+    MakeJobIn(state, "o1");
+    ASSERT_OK_AND_ASSIGN(std::optional<Job> job, jobs().Claim("other", Lease()));
+    EXPECT_EQ(job.has_value(), state == Metadata::PENDING);
+    EXPECT_EQ(StateOf("o1"), state == Metadata::PENDING ? Metadata::RUNNING : state);
+  }
+}
+
+TEST_P(JobStoreConformance, CancelInEveryState) {
+  const std::map<Metadata::State, Metadata::State> next = {{Metadata::PENDING, Metadata::CANCELLED},
+                                                           {Metadata::RUNNING, Metadata::CANCELLING}};
+  for (Metadata::State state : AllStates()) {
+    SCOPED_TRACE(Metadata::State_Name(state));
+    Reset();
+    MakeJobIn(state, "o1");
+    ASSERT_OK_AND_ASSIGN(Job before, jobs().Get("o1"));
+    ASSERT_OK_AND_ASSIGN(Job after, jobs().RequestCancel("o1"));
+    auto changed = next.find(state);
+    EXPECT_EQ(after.metadata.state(), changed == next.end() ? state : changed->second);
+    if (changed == next.end()) {
+      EXPECT_TRUE(SameJob(before, after));
+    }
+    ASSERT_OK_AND_ASSIGN(Job stored, jobs().Get("o1"));
+    EXPECT_TRUE(SameJob(stored, after));
+    if (state == Metadata::PENDING) {
+      ASSERT_TRUE(after.error.has_value());
+      EXPECT_EQ(after.error->code(), static_cast<int>(absl::StatusCode::kCancelled));
+      EXPECT_TRUE(after.metadata.has_end_time());
+      EXPECT_FALSE(after.response.has_value());
+    }
+  }
+  EXPECT_REASON(jobs().RequestCancel("none"), OPERATION_NOT_FOUND);
+}
+
+TEST_P(JobStoreConformance, DeleteInEveryState) {
+  for (Metadata::State state : AllStates()) {
+    SCOPED_TRACE(Metadata::State_Name(state));
+    Reset();
+    MakeJobIn(state, "o1");
+    if (state == Metadata::PENDING || state == Metadata::RUNNING || state == Metadata::CANCELLING) {
+      EXPECT_REASON(jobs().Delete("o1"), OPERATION_RUNNING);
+      EXPECT_EQ(StateOf("o1"), state);
+    } else {
+      EXPECT_OK(jobs().Delete("o1"));
+      EXPECT_REASON(jobs().Get("o1"), OPERATION_NOT_FOUND);
+      EXPECT_REASON(jobs().Delete("o1"), OPERATION_NOT_FOUND);
+    }
+  }
+}
+
+TEST_P(JobStoreConformance, FinishFromRunningAndCancelling) {
+  for (Metadata::State from : {Metadata::RUNNING, Metadata::CANCELLING}) {
+    for (Metadata::State to : {Metadata::SUCCEEDED, Metadata::FAILED, Metadata::CANCELLED}) {
+      SCOPED_TRACE(absl::StrCat(Metadata::State_Name(from), " to ", Metadata::State_Name(to)));
+      Reset();
+      MakeJobIn(from, "o1");
+      absl::Status status = jobs().Finish("o1", 1, to == Metadata::SUCCEEDED ? Success() : Failure(to));
+      if (from == Metadata::RUNNING && to == Metadata::CANCELLED) {
+        EXPECT_REASON(status, INTERNAL_ERROR);
+        EXPECT_EQ(StateOf("o1"), from);
+        continue;
+      }
+      EXPECT_OK(status);
+      ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
+      EXPECT_EQ(job.metadata.state(), to);
+      EXPECT_EQ(job.response.has_value(), to == Metadata::SUCCEEDED);
+      EXPECT_EQ(job.error.has_value(), to != Metadata::SUCCEEDED);
+      EXPECT_TRUE(job.done());
+      EXPECT_EQ(job.lease_owner, "");
+      EXPECT_EQ(job.lease_expiry, absl::InfinitePast());
+    }
+  }
+}
+
+TEST_P(JobStoreConformance, RequeueGivesAnotherAttempt) {
+  MakeJobIn(Metadata::RUNNING, "o1");
+  ASSERT_OK(jobs().Create(NewJob("o2"), ""));
+  v1::Progress progress;
+  progress.set_done(5);
+  ASSERT_OK(jobs().Heartbeat("o1", 1, progress, Lease()));
+  ASSERT_OK(jobs().Requeue("o1", 1));
+  ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
+  EXPECT_EQ(job.metadata.state(), Metadata::PENDING);
+  EXPECT_EQ(job.metadata.attempt(), 1);
+  EXPECT_EQ(job.metadata.progress().done(), 0);
+  EXPECT_EQ(job.lease_owner, "");
+  EXPECT_EQ(job.lease_expiry, absl::InfinitePast());
+
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, jobs().Claim("second", Lease()));
+  EXPECT_EQ(claimed->id, "o1");  // it keeps its place in the queue
+  EXPECT_EQ(claimed->metadata.attempt(), 2);
+  // What is left of the first attempt can do no harm.
+  EXPECT_NOT_HELD(jobs().Heartbeat("o1", 1, progress, Lease()));
+  EXPECT_NOT_HELD(jobs().Finish("o1", 1, Success({Output("results/x")})));
+  EXPECT_NOT_HELD(jobs().Requeue("o1", 1));
+  ASSERT_OK_AND_ASSIGN(job, jobs().Get("o1"));
+  EXPECT_TRUE(SameJob(job, *claimed));
+  EXPECT_REASON(workspaces().GetFile("w", "results/x"), FILE_NOT_FOUND);
+  EXPECT_OK(jobs().Finish("o1", 2, Success()));
+}
+
+TEST_P(JobStoreConformance, RequeueEndsACancelledJob) {
+  MakeJobIn(Metadata::CANCELLING, "o1");
+  ASSERT_OK(jobs().Requeue("o1", 1));
+  ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
+  EXPECT_EQ(job.metadata.state(), Metadata::CANCELLED);
+  ASSERT_TRUE(job.error.has_value());
+  EXPECT_EQ(job.error->code(), static_cast<int>(absl::StatusCode::kCancelled));
+  EXPECT_TRUE(job.metadata.has_end_time());
+  EXPECT_EQ(job.lease_owner, "");
+}
+
+TEST_P(JobStoreConformance, FinishLinksTheOutputs) {
+  ASSERT_OK(workspaces().PutFile("w", {.path = "results/a", .sha256 = std::string(64, 'f'), .size_bytes = 1}));
+  MakeJobIn(Metadata::RUNNING, "o1");
+  clock_.Advance(absl::Seconds(3));
+  Outcome outcome = Success({Output("results/a", 'b'), Output("results/b", 'c')});
+  outcome.warnings = {"w1", "w2"};
+  ASSERT_OK(jobs().Finish("o1", 1, outcome));
+  Reopen();
+  ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
+  EXPECT_EQ(job.response->value(), "response");
+  EXPECT_THAT(job.metadata.warnings(), ElementsAre("w1", "w2"));
+  EXPECT_EQ(job.metadata.inputs_size(), 1);
+  ASSERT_EQ(job.metadata.outputs_size(), 2);
+  EXPECT_EQ(job.metadata.outputs(0).name(), "workspaces/w/files/results/a");
+  EXPECT_EQ(job.metadata.outputs(0).sha256(), std::string(64, 'b'));
+  EXPECT_EQ(job.metadata.outputs(0).size_bytes(), 7);
+  EXPECT_EQ(google::protobuf::util::TimeUtil::TimestampToMicroseconds(job.metadata.end_time()), absl::ToUnixMicros(clock_.Now()));
+  ASSERT_OK_AND_ASSIGN(FileRow a, workspaces().GetFile("w", "results/a"));
+  EXPECT_EQ(a.sha256, std::string(64, 'b'));
+  EXPECT_EQ(a.size_bytes, 7);
+  EXPECT_EQ(a.update_time, clock_.Now());
+  EXPECT_OK(workspaces().GetFile("w", "results/b"));
+}
+
+TEST_P(JobStoreConformance, FinishRefusesWhatIsNoOutcome) {
+  MakeJobIn(Metadata::RUNNING, "o1");
+  Outcome without_response = Success();
+  without_response.response.reset();
+  Outcome with_both = Success();
+  with_both.error = google::rpc::Status();
+  Outcome without_error = Failure();
+  without_error.error.reset();
+  Outcome failed_with_outputs = Failure();
+  failed_with_outputs.outputs = {Output("results/x")};
+  Outcome not_final = Success();
+  not_final.state = Metadata::PENDING;
+  for (const Outcome& outcome : {without_response, with_both, without_error, failed_with_outputs, not_final}) {
+    EXPECT_REASON(jobs().Finish("o1", 1, outcome), INTERNAL_ERROR);
+  }
+  EXPECT_EQ(StateOf("o1"), Metadata::RUNNING);
+}
+
+// ---- List, Count, Version ---------------------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, ListsNewestFirstInPages) {
+  for (int i = 0; i < 7; ++i) {
+    ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", 9 - i)), ""));  // ids against the order of time
+  }
+  ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List({}, 3, ""));
+  EXPECT_THAT(Ids(page.jobs), ElementsAre("o3", "o4", "o5"));
+  ASSERT_NE(page.next_page_token, "");
+  ASSERT_OK(jobs().Create(NewJob("onew"), ""));  // newer ones do not shift the pages
+  Reopen();
+  ASSERT_OK_AND_ASSIGN(page, jobs().List({}, 3, page.next_page_token));
+  EXPECT_THAT(Ids(page.jobs), ElementsAre("o6", "o7", "o8"));
+  ASSERT_OK_AND_ASSIGN(page, jobs().List({}, 3, page.next_page_token));
+  EXPECT_THAT(Ids(page.jobs), ElementsAre("o9"));
+  EXPECT_EQ(page.next_page_token, "");
+  // A page that is exactly full and the last.
+  ASSERT_OK_AND_ASSIGN(page, jobs().List({}, 8, ""));
+  EXPECT_EQ(page.jobs.size(), 8);
+  EXPECT_EQ(page.next_page_token, "");
+}
+
+TEST_P(JobStoreConformance, PageSizesAndTokensByTheRules) {
+  for (int i = 0; i < 52; ++i) {
+    ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", i)), ""));
+  }
+  ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List({}, 0, ""));
+  EXPECT_EQ(page.jobs.size(), 50);
+  const std::string token = page.next_page_token;
+  ASSERT_OK_AND_ASSIGN(page, jobs().List({}, 1'000'000, token));
+  EXPECT_EQ(page.jobs.size(), 2);
+  EXPECT_REASON(jobs().List({}, -1, ""), REQUEST_INVALID);
+  EXPECT_REASON(jobs().List({}, 10, "x"), PAGE_TOKEN_INVALID);
+  EXPECT_REASON(jobs().List({}, 10, "!" + token), PAGE_TOKEN_INVALID);
+  std::string changed = token;
+  changed[0] = changed[0] == 'A' ? 'B' : 'A';
+  EXPECT_REASON(jobs().List({}, 10, changed), PAGE_TOKEN_INVALID);
+  EXPECT_REASON(jobs().List({.done = true}, 10, token), PAGE_TOKEN_INVALID);
+  ASSERT_OK_AND_ASSIGN(Page<WorkspaceRow> other_list, workspaces().ListWorkspaces(1, ""));
+  EXPECT_REASON(workspaces().ListWorkspaces(1, token), PAGE_TOKEN_INVALID);
+}
+
+TEST_P(JobStoreConformance, Filters) {
+  ASSERT_OK(workspaces().CreateWorkspace("v", "", ""));
+  MakeJobIn(Metadata::SUCCEEDED, "o1");
+  MakeJobIn(Metadata::FAILED, "o2");
+  MakeJobIn(Metadata::RUNNING, "o3");
+  ASSERT_OK(jobs().Create(NewJob("o4", "v"), ""));
+  ASSERT_OK(jobs().Create(NewJob("o5", "w", "SavePruneRetrainModel"), ""));
+  auto ids = [this](const JobFilter& filter) {
+    absl::StatusOr<JobPage> page = jobs().List(filter, 0, "");
+    EXPECT_OK(page);
+    return page.ok() ? Ids(page->jobs) : std::vector<std::string>();
+  };
+  EXPECT_THAT(ids({.workspace = "workspaces/v"}), ElementsAre("o4"));
+  EXPECT_THAT(ids({.workspace = "workspaces/none"}), IsEmpty());
+  EXPECT_THAT(ids({.method = "SaveModel"}), ElementsAre("o4", "o3", "o2", "o1"));
+  EXPECT_THAT(ids({.state = Metadata::PENDING}), ElementsAre("o5", "o4"));
+  EXPECT_THAT(ids({.done = true}), ElementsAre("o2", "o1"));
+  EXPECT_THAT(ids({.done = false}), ElementsAre("o5", "o4", "o3"));
+  EXPECT_THAT(ids({.workspace = "workspaces/w", .method = "SaveModel", .done = false}), ElementsAre("o3"));
+  EXPECT_THAT(ids({.state = Metadata::PENDING, .done = true}), IsEmpty());
+
+  ASSERT_OK_AND_ASSIGN(auto counts, jobs().Count());
+  std::map<std::pair<std::string, Metadata::State>, int64_t> expected = {{{"SaveModel", Metadata::PENDING}, 1},
+                                                                         {{"SaveModel", Metadata::RUNNING}, 1},
+                                                                         {{"SaveModel", Metadata::SUCCEEDED}, 1},
+                                                                         {{"SaveModel", Metadata::FAILED}, 1},
+                                                                         {{"SavePruneRetrainModel", Metadata::PENDING}, 1}};
+  EXPECT_EQ((std::map<std::pair<std::string, Metadata::State>, int64_t>(counts.begin(), counts.end())), expected);
+}
+
+TEST_P(JobStoreConformance, VersionTellsOfEveryChangeByAnyProcess) {
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_);
+  uint64_t here = *jobs().Version();
+  uint64_t there = *other->jobs().Version();
+  auto changed = [&](const char* what) {
+    SCOPED_TRACE(what);
+    ASSERT_OK_AND_ASSIGN(uint64_t now_here, jobs().Version());
+    ASSERT_OK_AND_ASSIGN(uint64_t now_there, other->jobs().Version());
+    EXPECT_NE(now_here, here);
+    EXPECT_NE(now_there, there);
+    here = now_here;
+    there = now_there;
+  };
+  ASSERT_OK(jobs().Create(NewJob("o1"), ""));
+  changed("create");
+  ASSERT_OK(other->jobs().Claim("worker", Lease()));
+  changed("claim elsewhere");
+  ASSERT_OK(jobs().Heartbeat("o1", 1, {}, Lease()));
+  changed("heartbeat");
+  ASSERT_OK(jobs().RequestCancel("o1"));
+  changed("cancel");
+  ASSERT_OK(other->jobs().Finish("o1", 1, Failure()));
+  changed("finish elsewhere");
+  ASSERT_OK(jobs().Delete("o1"));
+  changed("delete");
+  ASSERT_OK(jobs().List({}, 0, ""));
+  ASSERT_OK(other->jobs().Claim("worker", Lease()));
+  EXPECT_EQ(*jobs().Version(), here);
+  EXPECT_EQ(*other->jobs().Version(), there);
+}
+
+TEST_P(JobStoreConformance, AnotherProcessSeesEveryChangeAtOnce) {
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_);
+  ASSERT_OK(jobs().Create(NewJob("o1"), ""));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, other->jobs().Claim("other", Lease()));
+  ASSERT_TRUE(claimed.has_value());
+  EXPECT_EQ(StateOf("o1"), Metadata::RUNNING);
+  ASSERT_OK(jobs().RequestCancel("o1"));
+  ASSERT_OK_AND_ASSIGN(Metadata::State state, other->jobs().Heartbeat("o1", 1, {}, Lease()));
+  EXPECT_EQ(state, Metadata::CANCELLING);
+}
+
+// ---- Sudden death -----------------------------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, KilledWhileWritingNothingAcknowledgedIsLostOrTorn) {
+  for (int lines : {1, 20, 57}) {
+    Reset();
+    handle_.reset();  // no connection is carried over the fork
+    std::vector<std::string> said = RunAndKill(lines, [this](const std::function<void(const std::string&)>& say) {
+      std::unique_ptr<StoreHandle> handle = harness_->Open(clock_);
+      for (int i = 0;; ++i) {
+        std::string id = absl::StrCat("o", i);
+        if (!handle->jobs().Create(NewJob(id), id).ok()) {
+          return;
+        }
+        say("created " + id);
+        if (!handle->jobs().Claim("worker", Lease()).ok()) {
+          return;
+        }
+        say("claimed " + id);
+        if (!handle->jobs().Finish(id, 1, Success({Output(id + "/a"), Output(id + "/b")})).ok()) {
+          return;
+        }
+        say("finished " + id);
+      }
+    });
+    Reopen();
+    ASSERT_GE(said.size(), lines);
+    std::map<std::string, Metadata::State> least = {};
+    for (const std::string& line : said) {
+      const std::string id = line.substr(line.find(' ') + 1);
+      least[id] = line[0] == 'f' ? Metadata::SUCCEEDED : line[1] == 'l' ? Metadata::RUNNING : Metadata::PENDING;
+    }
+    for (const auto& [id, state] : least) {
+      SCOPED_TRACE(id);
+      EXPECT_GE(StateOf(id), state);
+      absl::StatusOr<Job> replayed = jobs().Create(NewJob(id), id);
+      EXPECT_OK(replayed);
+    }
+    ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List({}, 1000, ""));
+    EXPECT_LE(page.jobs.size(), least.size() + 1);
+    for (const Job& job : page.jobs) {
+      SCOPED_TRACE(job.id);
+      bool linked = job.metadata.state() == Metadata::SUCCEEDED;
+      EXPECT_EQ(job.metadata.outputs_size(), linked ? 2 : 0);
+      EXPECT_EQ(workspaces().GetFile("w", job.id + "/a").ok(), linked);
+      EXPECT_EQ(workspaces().GetFile("w", job.id + "/b").ok(), linked);
+    }
+    // The store works as before.
+    ASSERT_OK(jobs().Create(NewJob("onext"), ""));
+  }
+}
+
+}  // namespace modelpress::server
+
+#endif  // MODELPRESS_TESTS_SERVER_JOBS_JOB_STORE_CONFORMANCE_H_
