@@ -103,6 +103,7 @@ class ProtocolServer(
         return page
 
     def DeleteWorkspace(self, request: Any, context: Any) -> Any:
+        self._maybe_unavailable("DeleteWorkspace", context)
         if request.name not in self.workspaces:
             abort(context, status(5, f"no {request.name}", "WORKSPACE_NOT_FOUND"))
         if any(not operation.done for operation in self.operations.values()):

@@ -274,6 +274,17 @@ def test_named_workspace_is_kept(client: tuple[Any, _Loop], server: ProtocolServ
     assert "workspaces/mine/files/model/modified.onnx" in server.files
 
 
+def test_workspace_that_cannot_be_deleted_costs_no_results(
+    client: tuple[Any, _Loop], server: ProtocolServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    c, run = client
+    (tmp_path / "model.onnx").write_bytes(b"")
+    server.faults.unavailable = {"DeleteWorkspace": 100}
+    saved = run(c.save_prune_retrain_model_files(tmp_path / "model.onnx", f"{tmp_path}/out/"))
+    assert saved.deploy_model.exists()
+    assert "is left on the server" in caplog.text
+
+
 def test_failed_flow_leaves_nothing(client: tuple[Any, _Loop], server: ProtocolServer, tmp_path: Path) -> None:
     c, run = client
     (tmp_path / "modified.onnx").write_bytes(b"")
