@@ -88,7 +88,7 @@ def test_large_one_tensor_just_under_2_gb(tmp_path: Path, trans_b: int) -> None:
     shape = (24576, 20340)  # 1,999,503,360 bytes
     model, record = gemm_chain([shape], trans_b=trans_b)
     head = TensorProto(name="w0", data_type=TensorProto.FLOAT, dims=shape).SerializeToString()
-    # The initializer is appended by hand, its data as a hole in the file: protobuf fields are concatenated.
+    # The initializer is written by hand as the graph's last field, its data as a hole in the file.
     size = shape[0] * shape[1] * 4
 
     def varint(value: int) -> bytes:
@@ -100,10 +100,12 @@ def test_large_one_tensor_just_under_2_gb(tmp_path: Path, trans_b: int) -> None:
 
     raw_data = b"\x4a" + varint(size)
     initializer = b"\x2a" + varint(len(head) + len(raw_data) + size) + head + raw_data
-    graph = b"\x3a" + varint(len(initializer) + size)
-    start = len(model.SerializeToString()) + len(graph) + len(initializer)
+    graph = model.graph.SerializeToString() + initializer
+    model.ClearField("graph")
+    start_of_file = model.SerializeToString() + b"\x3a" + varint(len(graph) + size) + graph
+    start = len(start_of_file)
     with (tmp_path / "m.onnx").open("wb") as file:
-        file.write(model.SerializeToString() + graph + initializer)
+        file.write(start_of_file)
         file.truncate(start + size)
         for at in range(0, size, size // 8):
             file.seek(start + at // 4 * 4)

@@ -1,0 +1,54 @@
+// The documented functions on local paths: upload, call, wait, download, clean up.
+#ifndef MODELPRESS_CLIENT_CPP_LOCAL_CALLS_H_
+#define MODELPRESS_CLIENT_CPP_LOCAL_CALLS_H_
+
+#include <cstdint>
+#include <functional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "client/cpp/client.h"
+
+namespace modelpress::client {
+
+struct CallProgress {
+  enum class Phase { kUpload, kQueue, kRun, kDownload };
+  Phase phase = Phase::kUpload;
+  std::string item = {};  // a file's name, or the engine's stage
+  uint64_t done = 0;      // bytes of the file, or the stage's own unit
+  uint64_t total = 0;     // 0: not known
+};
+
+struct LocalCallOptions {
+  // Id of a workspace to use and keep; it is made if it is not there. Empty: a temporary one, deleted at the end.
+  std::string workspace = {};
+  // request_id is of use only with a named workspace: the same request then gets the same operation again.
+  v1::CallOptions call = {};
+  bool wait = true;  // false: return once the server accepted the call; needs a named workspace
+  std::function<void(const CallProgress&)> progress = {};
+  std::stop_token stop = {};  // cancels the operation, cleans up and ends the call with CANCELLED
+};
+
+struct LocalCallResult {
+  google::longrunning::Operation operation = {};
+  std::string workspace = {};           // the kept one; empty: it was temporary
+  std::vector<std::string> files = {};  // absolute paths written: deploy, fake_quant, external data, report
+  std::vector<std::string> warnings = {};
+};
+
+// save_model(modfied_onnx_file, record_file, save_path), save.md sections 1 and 1.1. The model's external data files are
+// found and sent along. All results arrive under temporary names before the first one gets its final name; a failure
+// leaves no file. In errors the server's file names are replaced by the local paths.
+absl::StatusOr<LocalCallResult> SaveModelOnLocalPaths(Client& client, const std::string& modified_onnx_file,
+                                                      const std::string& record_file, const std::string& save_path,
+                                                      const LocalCallOptions& options);
+
+// save_prune_retrain_model for a model that is exported already; otherwise as above.
+absl::StatusOr<LocalCallResult> SavePruneRetrainModelOnLocalPaths(Client& client, const std::string& model,
+                                                                  const std::string& save_path, const LocalCallOptions& options);
+
+}  // namespace modelpress::client
+
+#endif  // MODELPRESS_CLIENT_CPP_LOCAL_CALLS_H_

@@ -1,0 +1,201 @@
+"""The blocking client: the methods of `modelpress.AsyncClient` without the event loop."""
+
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from modelpress.aio import AsyncClient, AsyncOperation, LocalPath, SavedModels, channel_arguments
+from modelpress.progress import ProgressCallback
+from modelpress.transport import BlockingTransport, RetryPolicy, run_blocking
+from modelpress.v1 import compression_pb2, operations_pb2, workspaces_pb2
+
+ResponseT = TypeVar("ResponseT")
+
+
+class Operation(Generic[ResponseT]):
+    """A compression call that runs, or ran, on the server; see AsyncOperation."""
+
+    def __init__(self, operation: AsyncOperation[ResponseT]) -> None:
+        self._operation = operation
+
+    @property
+    def name(self) -> str:
+        """Resource name: operations/{id}."""
+        return self._operation.name
+
+    @property
+    def metadata(self) -> operations_pb2.OperationMetadata:
+        """State, progress, times, files and warnings, as of the last answer of the server."""
+        return self._operation.metadata
+
+    def refresh(self) -> None:
+        """Asks the server for the present state."""
+        run_blocking(self._operation.refresh())
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return run_blocking(self._operation.done())
+
+    def cancel(self) -> None:
+        """Asks the server to end it; `result` then raises Cancelled, unless it ended before."""
+        run_blocking(self._operation.cancel())
+
+    def result(self, timeout: float | None = None, *, progress: ProgressCallback | None = None) -> ResponseT:
+        """Waits for the end; see AsyncOperation.result."""
+        return run_blocking(self._operation.result(timeout, progress=progress))
+
+
+class Client:
+    """A connection to the service; may be shared by threads. All failures are subclasses of `modelpress.Error`.
+
+    The arguments of all methods are those of `AsyncClient`'s method of the same name.
+    """
+
+    def __init__(self, target: str | None = None, *, credentials: Any = None, retry: RetryPolicy | None = None) -> None:
+        """Opens a channel; nothing is sent yet. See AsyncClient for the arguments."""
+        transport = BlockingTransport(*channel_arguments(target, credentials))
+        self._client = AsyncClient(retry=retry, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channel; running operations go on."""
+        run_blocking(self._client.close())
+
+    def create_workspace(self, workspace_id: str = "", *, request_id: str | None = None) -> workspaces_pb2.Workspace:
+        """Makes an empty workspace; without an id the server chooses one."""
+        return run_blocking(self._client.create_workspace(workspace_id, request_id=request_id))
+
+    def get_workspace(self, name: str) -> workspaces_pb2.Workspace:
+        """Looks a workspace up."""
+        return run_blocking(self._client.get_workspace(name))
+
+    def list_workspaces(self) -> list[workspaces_pb2.Workspace]:
+        """All workspaces, by name."""
+        return run_blocking(self._client.list_workspaces())
+
+    def delete_workspace(self, name: str) -> None:
+        """Deletes a workspace with its files; FailedPrecondition while an unfinished operation uses it."""
+        run_blocking(self._client.delete_workspace(name))
+
+    def get_file(self, name: str) -> workspaces_pb2.File:
+        """Looks a file up."""
+        return run_blocking(self._client.get_file(name))
+
+    def list_files(self, workspace: str) -> list[workspaces_pb2.File]:
+        """All files of a workspace, by name."""
+        return run_blocking(self._client.list_files(workspace))
+
+    def delete_file(self, name: str) -> None:
+        """Removes a file's name."""
+        run_blocking(self._client.delete_file(name))
+
+    def upload_file(
+        self, workspace: str, path: str, source: LocalPath, *, progress: ProgressCallback | None = None
+    ) -> workspaces_pb2.File:
+        """Sends a local file; bytes that the server has already are not sent again."""
+        return run_blocking(self._client.upload_file(workspace, path, source, progress=progress))
+
+    def download_file(
+        self, name: str, destination: LocalPath, *, progress: ProgressCallback | None = None
+    ) -> workspaces_pb2.File:
+        """Receives a file, verifies its SHA-256, and only then puts it in place of `destination` (mode 0640)."""
+        return run_blocking(self._client.download_file(name, destination, progress=progress))
+
+    def get_operation(self, name: str) -> Operation[Any]:
+        """Looks an operation up, so that any process can wait for it."""
+        return Operation(run_blocking(self._client.get_operation(name)))
+
+    def list_operations(self, filter: str = "") -> list[Operation[Any]]:  # noqa: A002  the API's word
+        """Operations, newest first; filter terms as in api/modelpress/v1/operations.proto."""
+        return [Operation(operation) for operation in run_blocking(self._client.list_operations(filter))]
+
+    def delete_operation(self, name: str) -> None:
+        """Forgets a finished operation."""
+        run_blocking(self._client.delete_operation(name))
+
+    def save_model(
+        self,
+        workspace: str,
+        modified_onnx_file: str,
+        record_file: str,
+        save_path: str,
+        *,
+        reference_defects: bool = False,
+        validate_only: bool = False,
+        execution_timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> Operation[compression_pb2.SaveModelResponse]:
+        """Starts save_model on files of a workspace."""
+        coroutine = self._client.save_model(
+            workspace,
+            modified_onnx_file,
+            record_file,
+            save_path,
+            reference_defects=reference_defects,
+            validate_only=validate_only,
+            execution_timeout=execution_timeout,
+            request_id=request_id,
+        )
+        return Operation(run_blocking(coroutine))
+
+    def save_prune_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        save_path: str,
+        *,
+        validate_only: bool = False,
+        execution_timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> Operation[compression_pb2.SavePruneRetrainModelResponse]:
+        """Starts save_prune_retrain_model on an exported ONNX file of a workspace."""
+        coroutine = self._client.save_prune_retrain_model(
+            workspace,
+            model,
+            save_path,
+            validate_only=validate_only,
+            execution_timeout=execution_timeout,
+            request_id=request_id,
+        )
+        return Operation(run_blocking(coroutine))
+
+    def save_model_files(
+        self,
+        modified_onnx_file: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        *,
+        workspace: str | None = None,
+        reference_defects: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> SavedModels:
+        """save_model on local files: uploads, runs, and downloads the results beside `save_path`."""
+        coroutine = self._client.save_model_files(
+            modified_onnx_file,
+            record_file,
+            save_path,
+            workspace=workspace,
+            reference_defects=reference_defects,
+            progress=progress,
+        )
+        return run_blocking(coroutine)
+
+    def save_prune_retrain_model_files(
+        self,
+        model: LocalPath,
+        save_path: str,
+        *,
+        workspace: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> SavedModels:
+        """save_prune_retrain_model on a local, exported ONNX file."""
+        coroutine = self._client.save_prune_retrain_model_files(
+            model, save_path, workspace=workspace, progress=progress
+        )
+        return run_blocking(coroutine)
