@@ -1,5 +1,7 @@
 #include "server/daemon/daemon.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -49,8 +51,12 @@ absl::Status MakeWritable(const std::string& folder) {
 }  // namespace
 
 bool IsLoopback(const std::string& address) {
-  return absl::StartsWith(address, "localhost:") || absl::StartsWith(address, "127.") || absl::StartsWith(address, "[::1]:") ||
-         absl::StartsWith(address, "unix:");
+  const size_t colon = address.rfind(':');
+  const std::string host = address.substr(0, colon);
+  in_addr numeric = {};
+  const bool is_ipv4 = inet_pton(AF_INET, host.c_str(), &numeric) == 1;
+  return colon != std::string::npos &&
+         (host == "localhost" || host == "[::1]" || (is_ipv4 && ntohl(numeric.s_addr) >> 24 == IN_LOOPBACKNET));
 }
 
 Daemon::Daemon(const DaemonOptions& options)
