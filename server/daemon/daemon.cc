@@ -59,14 +59,13 @@ bool IsLoopback(const std::string& address) {
          (host == "localhost" || host == "[::1]" || (is_ipv4 && ntohl(numeric.s_addr) >> 24 == IN_LOOPBACKNET));
 }
 
-Daemon::Daemon(const DaemonOptions& options)
-    : options_(options), operation_ids_(clock_, 'o'), workspace_ids_(clock_, 'w') {}
+Daemon::Daemon(const DaemonOptions& options) : options_(options), operation_ids_(clock_, 'o'), workspace_ids_(clock_, 'w') {}
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options) {
   if (!options.listen.empty() && !options.insecure_plaintext && !IsLoopback(options.listen)) {
-    return MakeError(v1::REQUEST_INVALID,
-                     absl::StrCat("--listen=", options.listen, " would serve plaintext to other machines; listen on localhost, or give "
-                                                               "--insecure_plaintext where something else protects the connection"));
+    return MakeError(v1::REQUEST_INVALID, absl::StrCat("--listen=", options.listen,
+                                                       " would serve plaintext to other machines; listen on localhost, or give "
+                                                       "--insecure_plaintext where something else protects the connection"));
   }
   std::unique_ptr<Daemon> daemon(new Daemon(options));
   MP_RETURN_IF_ERROR(daemon->OpenStores());
@@ -100,8 +99,7 @@ absl::Status Daemon::StartMetrics() {
 absl::Status Daemon::StartWorkers() {
   MP_ASSIGN_OR_RETURN(options_.worker.owner, ThisOwner());
   for (int i = 0; i < options_.workers; ++i) {
-    workers_.push_back(
-        std::make_unique<Worker>(options_.worker, WorkerContext{*jobs_, *blobs_, *events_, counters_, clock_}));
+    workers_.push_back(std::make_unique<Worker>(options_.worker, WorkerContext{*jobs_, *blobs_, *events_, counters_, clock_}));
     workers_.back()->Start();
   }
   return absl::OkStatus();

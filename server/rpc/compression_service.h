@@ -13,7 +13,8 @@
 
 namespace modelpress::server {
 
-// Accepts compression calls: checks names, pins the input files to their digests and stores the job. The models are read by the child only.
+// Accepts compression calls: checks names, pins the input files to their digests and stores the job. The models are read by the
+// child only.
 class CompressionService final : public v1::Compression::CallbackService {
  public:
   // All must outlive the service.
@@ -22,7 +23,8 @@ class CompressionService final : public v1::Compression::CallbackService {
 
   grpc::ServerUnaryReactor* SaveModel(grpc::CallbackServerContext* context, const v1::SaveModelRequest* request,
                                       google::longrunning::Operation* operation) override;
-  grpc::ServerUnaryReactor* SavePruneRetrainModel(grpc::CallbackServerContext* context, const v1::SavePruneRetrainModelRequest* request,
+  grpc::ServerUnaryReactor* SavePruneRetrainModel(grpc::CallbackServerContext* context,
+                                                  const v1::SavePruneRetrainModelRequest* request,
                                                   google::longrunning::Operation* operation) override;
 
  private:

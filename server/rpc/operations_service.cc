@@ -19,8 +19,9 @@ namespace {
 
 absl::Status BadFilter(absl::string_view message) {
   return MakeError(v1::REQUEST_INVALID,
-                   absl::StrCat(message, "; terms are `workspace = \"workspaces/x\"`, `method = \"SaveModel\"`, `state = RUNNING`, "
-                                         "`done = true`, joined by \" AND \""),
+                   absl::StrCat(message,
+                                "; terms are `workspace = \"workspaces/x\"`, `method = \"SaveModel\"`, `state = RUNNING`, "
+                                "`done = true`, joined by \" AND \""),
                    {.field = "filter"});
 }
 

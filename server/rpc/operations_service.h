@@ -24,7 +24,8 @@ class OperationsService final : public google::longrunning::Operations::Callback
   // From now on WaitOperation answers at once with the present state, so that no long poll holds up the end of the server.
   void Drain();
 
-  grpc::ServerUnaryReactor* GetOperation(grpc::CallbackServerContext* context, const google::longrunning::GetOperationRequest* request,
+  grpc::ServerUnaryReactor* GetOperation(grpc::CallbackServerContext* context,
+                                         const google::longrunning::GetOperationRequest* request,
                                          google::longrunning::Operation* response) override;
   grpc::ServerUnaryReactor* ListOperations(grpc::CallbackServerContext* context,
                                            const google::longrunning::ListOperationsRequest* request,
@@ -36,7 +37,8 @@ class OperationsService final : public google::longrunning::Operations::Callback
                                             const google::longrunning::DeleteOperationRequest* request,
                                             google::protobuf::Empty* response) override;
   // A long poll: answers when the operation is done, after `timeout` (unset: the call's deadline), or when the server stops.
-  grpc::ServerUnaryReactor* WaitOperation(grpc::CallbackServerContext* context, const google::longrunning::WaitOperationRequest* request,
+  grpc::ServerUnaryReactor* WaitOperation(grpc::CallbackServerContext* context,
+                                          const google::longrunning::WaitOperationRequest* request,
                                           google::longrunning::Operation* response) override;
 
  private:

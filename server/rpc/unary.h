@@ -1,7 +1,8 @@
 // How calls with one request and one answer are served.
 //
-// gRPC runs reactions on a few threads of its own (two on a small machine). Everything that touches the disk or the database therefore
-// runs on an Executor: one slow fdatasync(2) of an upload must not hold up health checks and status queries. The hop costs some 10 us.
+// gRPC runs reactions on a few threads of its own (two on a small machine). Everything that touches the disk or the database
+// therefore runs on an Executor: one slow fdatasync(2) of an upload must not hold up health checks and status queries. The hop
+// costs some 10 us.
 #ifndef MODELPRESS_SERVER_RPC_UNARY_H_
 #define MODELPRESS_SERVER_RPC_UNARY_H_
 

@@ -28,8 +28,8 @@ v1::Upload UploadProto(const UploadRow& row, uint64_t committed_size, bool compl
   return upload;
 }
 
-// The state of a stored upload. Where the content has come by another way meanwhile, or a stop of the server fell between storing the
-// content and naming it, the upload is completed here.
+// The state of a stored upload. Where the content has come by another way meanwhile, or a stop of the server fell between storing
+// the content and naming it, the upload is completed here.
 absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow& row) {
   MP_ASSIGN_OR_RETURN(const bool here, context.blobs.Contains({row.sha256, row.size_bytes}));
   if (here) {
@@ -41,8 +41,8 @@ absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow&
   return UploadProto(row, committed_size, /*complete=*/false);
 }
 
-// One UploadBytes stream. Reactions of gRPC and tasks of the executor alternate: one message is read, stored, then the next is asked for,
-// so that memory holds one message per stream and only one thread at a time touches the state.
+// One UploadBytes stream. Reactions of gRPC and tasks of the executor alternate: one message is read, stored, then the next is
+// asked for, so that memory holds one message per stream and only one thread at a time touches the state.
 class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesRequest> {
  public:
   UploadReactor(const TransferContext& context, v1::Upload* response) : context_(context), response_(response) {
@@ -88,7 +88,8 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
     absl::StatusOr<std::unique_ptr<BlobWriter>> writer = context_.blobs.OpenWriter(row_.id, {row_.sha256, row_.size_bytes});
     if (absl::IsFailedPrecondition(writer.status())) {
       // Most often the caller's own stream of a moment ago, whose end has not come through yet.
-      return MakeError(v1::UPLOAD_BUSY, absl::StrCat("another stream still writes ", message_.upload(), "; try again in a moment"),
+      return MakeError(v1::UPLOAD_BUSY,
+                       absl::StrCat("another stream still writes ", message_.upload(), "; try again in a moment"),
                        {.field = "upload"});
     }
     MP_ASSIGN_OR_RETURN(writer_, std::move(writer));
@@ -146,7 +147,8 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
   bool complete_ = false;
 };
 
-// One DownloadFile stream: one message is read from the disk and sent, then the next, so that a slow reader costs one message of memory.
+// One DownloadFile stream: one message is read from the disk and sent, then the next, so that a slow reader costs one message of
+// memory.
 class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileResponse> {
  public:
   DownloadReactor(const TransferContext& context, const v1::DownloadFileRequest* request) : context_(context) {
@@ -175,14 +177,16 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request.name(), "name"));
     MP_ASSIGN_OR_RETURN(const FileRow row, context_.workspaces.GetFile(name.workspace, name.path));
     if (!request.sha256().empty() && request.sha256() != row.sha256) {
-      return WithMetadata(MakeError(v1::FILE_CHANGED, absl::StrCat("the file's SHA-256 is ", row.sha256, " now; begin from offset 0"),
-                                    {.field = "sha256", .file = name.path}),
-                          "sha256", row.sha256);
+      return WithMetadata(
+          MakeError(v1::FILE_CHANGED, absl::StrCat("the file's SHA-256 is ", row.sha256, " now; begin from offset 0"),
+                    {.field = "sha256", .file = name.path}),
+          "sha256", row.sha256);
     }
     if (request.offset() > row.size_bytes) {
-      return MakeError(v1::RANGE_INVALID,
-                       absl::StrCat("offset ", request.offset(), " is behind the end of the file, which has ", row.size_bytes, " bytes"),
-                       {.field = "offset", .file = name.path});
+      return MakeError(
+          v1::RANGE_INVALID,
+          absl::StrCat("offset ", request.offset(), " is behind the end of the file, which has ", row.size_bytes, " bytes"),
+          {.field = "offset", .file = name.path});
     }
     MP_ASSIGN_OR_RETURN(reader_, context_.blobs.Open(row.sha256));
     const uint64_t rest = row.size_bytes - request.offset();
@@ -227,8 +231,8 @@ grpc::ServerUnaryReactor* WorkspacesService::CreateWorkspace(grpc::CallbackServe
   });
 }
 
-grpc::ServerUnaryReactor* WorkspacesService::GetWorkspace(grpc::CallbackServerContext* context, const v1::GetWorkspaceRequest* request,
-                                                          v1::Workspace* response) {
+grpc::ServerUnaryReactor* WorkspacesService::GetWorkspace(grpc::CallbackServerContext* context,
+                                                          const v1::GetWorkspaceRequest* request, v1::Workspace* response) {
   return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseWorkspaceName(request->name(), "name"));
     MP_ASSIGN_OR_RETURN(const WorkspaceRow row, context_.workspaces.GetWorkspace(id));
@@ -252,7 +256,8 @@ grpc::ServerUnaryReactor* WorkspacesService::ListWorkspaces(grpc::CallbackServer
 }
 
 grpc::ServerUnaryReactor* WorkspacesService::DeleteWorkspace(grpc::CallbackServerContext* context,
-                                                             const v1::DeleteWorkspaceRequest* request, google::protobuf::Empty*) {
+                                                             const v1::DeleteWorkspaceRequest* request,
+                                                             google::protobuf::Empty*) {
   return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseWorkspaceName(request->name(), "name"));
     return context_.workspaces.DeleteWorkspace(id);
@@ -283,16 +288,16 @@ grpc::ServerUnaryReactor* WorkspacesService::ListFiles(grpc::CallbackServerConte
   });
 }
 
-grpc::ServerUnaryReactor* WorkspacesService::DeleteFile(grpc::CallbackServerContext* context, const v1::DeleteFileRequest* request,
-                                                        google::protobuf::Empty*) {
+grpc::ServerUnaryReactor* WorkspacesService::DeleteFile(grpc::CallbackServerContext* context,
+                                                        const v1::DeleteFileRequest* request, google::protobuf::Empty*) {
   return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->name(), "name"));
     return context_.workspaces.DeleteFile(name.workspace, name.path);
   });
 }
 
-grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerContext* context, const v1::StartUploadRequest* request,
-                                                         v1::Upload* response) {
+grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerContext* context,
+                                                         const v1::StartUploadRequest* request, v1::Upload* response) {
   return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->file(), "file"));
     MP_RETURN_IF_ERROR(CheckSha256(request->sha256(), "sha256"));
@@ -316,7 +321,8 @@ grpc::ServerUnaryReactor* WorkspacesService::GetUpload(grpc::CallbackServerConte
   });
 }
 
-grpc::ServerReadReactor<v1::UploadBytesRequest>* WorkspacesService::UploadBytes(grpc::CallbackServerContext*, v1::Upload* response) {
+grpc::ServerReadReactor<v1::UploadBytesRequest>* WorkspacesService::UploadBytes(grpc::CallbackServerContext*,
+                                                                                v1::Upload* response) {
   return new UploadReactor(context_, response);
 }
 

@@ -54,12 +54,13 @@ Outcome Failure(State::State state, const absl::Status& status) {
 
 Outcome Crashed(int failures, const std::string& cause) {
   return Failure(State::FAILED, MakeError(v1::ENGINE_CRASHED, absl::StrCat("the engine died without an answer on ", failures,
-                                                                            " attempts, the last time by ", cause,
-                                                                            "; please report it with the input")));
+                                                                           " attempts, the last time by ", cause,
+                                                                           "; please report it with the input")));
 }
 
 // Requeues or fails a job whose attempt ended without an answer.
-absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& context, const Job& job, const std::string& cause) {
+absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& context, const Job& job,
+                            const std::string& cause) {
   const int failures = job.failures + 1;
   if (failures < options.max_failures) {
     return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/true);
@@ -309,9 +310,10 @@ class Worker::Attempt {
         return Finish(Failure(State::CANCELLED, MakeError(v1::OPERATION_CANCELLED, "the operation was cancelled on request")));
       case Verdict::kTimeout:
         context_.metrics.ChildDied("timeout");
-        return Finish(Failure(State::FAILED, MakeError(v1::OPERATION_DEADLINE,
-                                                       absl::StrCat("the operation did not end within ", absl::FormatDuration(timeout_),
-                                                                    "; give a longer execution_timeout"))));
+        return Finish(Failure(
+            State::FAILED,
+            MakeError(v1::OPERATION_DEADLINE, absl::StrCat("the operation did not end within ", absl::FormatDuration(timeout_),
+                                                           "; give a longer execution_timeout"))));
       case Verdict::kMemory:
         return LimitHit("memory limit", absl::StrCat(options_.limits.memory_bytes >> 20, " MiB of memory"));
       case Verdict::kGarbage:
@@ -339,9 +341,9 @@ class Worker::Attempt {
 
   absl::Status LimitHit(const std::string& cause, const std::string& limit) {
     context_.metrics.ChildDied(cause);
-    return Finish(Failure(State::FAILED, MakeError(v1::RESOURCE_LIMIT,
-                                                   absl::StrCat("the operation needs more than the server's limit of ", limit,
-                                                                "; ask its operator for more"))));
+    return Finish(
+        Failure(State::FAILED, MakeError(v1::RESOURCE_LIMIT, absl::StrCat("the operation needs more than the server's limit of ",
+                                                                          limit, "; ask its operator for more"))));
   }
 
   // The outcome that the child's answer stands for; the lease is kept while big outputs are hashed.
@@ -359,8 +361,9 @@ class Worker::Attempt {
     outcome.warnings.assign(result_->warnings().begin(), result_->warnings().end());
     if (!result_->has_response()) {
       outcome.state = State::FAILED;
-      outcome.error = result_->has_error() ? result_->error()
-                                           : ToRpcStatus(MakeError(v1::INTERNAL_ERROR, "the engine gave neither answer nor error"));
+      outcome.error = result_->has_error()
+                          ? result_->error()
+                          : ToRpcStatus(MakeError(v1::INTERNAL_ERROR, "the engine gave neither answer nor error"));
       return outcome;
     }
     MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(job_.metadata.workspace(), "workspace"));
@@ -481,8 +484,7 @@ void Worker::Loop() {
       rescue_at = absl::Now() + kRescueInterval;
     }
     const uint64_t seen = context_.events.generation();
-    const absl::StatusOr<std::optional<Job>> job =
-        context_.jobs.Claim(options_.owner, context_.clock.Now() + options_.lease);
+    const absl::StatusOr<std::optional<Job>> job = context_.jobs.Claim(options_.owner, context_.clock.Now() + options_.lease);
     if (job.ok() && job->has_value()) {
       RunJob(**job);
       continue;
