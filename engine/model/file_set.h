@@ -48,7 +48,7 @@ class FileSet {
   absl::StatusOr<std::shared_ptr<const InputFile>> Open(absl::string_view name) const;
 
  private:
-  std::map<std::string, std::string, std::less<>> paths_;
+  std::map<std::string, std::string> paths_;
 };
 
 }  // namespace modelpress::engine
