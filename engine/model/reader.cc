@@ -287,6 +287,9 @@ absl::StatusOr<Model> Reader::Read() {
                                   {.file = name_}),
                         "missing", absl::StrJoin(missing_, "\n"));
   }
+  for (const auto& [path, file] : external_files_) {
+    model.external_files.push_back(path);
+  }
   return model;
 }
 
