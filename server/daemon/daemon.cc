@@ -31,6 +31,9 @@ namespace {
 constexpr int kMaxMessageBytes = 4 << 20;
 constexpr int kBlockingThreads = 8;  // for disk and database; more only queue at the same disk
 
+// For the last answers to leave and for clients to close their connections; those that do not are closed.
+constexpr absl::Duration kConnectionGrace = absl::Milliseconds(300);
+
 // Plugins of gRPC are switched on for the whole process, once, before the first server is built.
 void EnableGrpcPlugins() {
   static std::once_flag once;
@@ -111,9 +114,10 @@ absl::Status Daemon::StartRpc() {
   }
   EnableGrpcPlugins();
   executor_ = std::make_unique<Executor>(kBlockingThreads);
-  compression_.emplace(*workspaces_, *jobs_, *events_, operation_ids_, *executor_);
-  workspaces_service_.emplace(TransferContext{*workspaces_, *blobs_, *executor_, counters_}, workspace_ids_);
-  operations_.emplace(*jobs_, *events_, *executor_);
+  calls_.emplace(*executor_);
+  compression_.emplace(*workspaces_, *jobs_, *events_, operation_ids_, *calls_);
+  workspaces_service_.emplace(TransferContext{*workspaces_, *blobs_, *calls_, counters_}, workspace_ids_);
+  operations_.emplace(*jobs_, *events_, *calls_);
 
   grpc::ServerBuilder builder;
   builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
@@ -145,8 +149,10 @@ void Daemon::Stop() {
     worker->StopClaiming();
   }
   if (rpc_ != nullptr) {
-    operations_->Drain();
-    rpc_->Shutdown(absl::ToChronoTime(deadline));
+    calls_->Drain();
+    events_->Notify();  // long polls look again and answer
+    calls_->AwaitEnd(deadline);
+    rpc_->Shutdown(absl::ToChronoTime(absl::Now() + kConnectionGrace));
     rpc_.reset();
     executor_.reset();
   }

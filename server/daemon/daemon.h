@@ -19,6 +19,7 @@
 #include "server/jobs/job_events.h"
 #include "server/jobs/job_store.h"
 #include "server/metrics/metrics.h"
+#include "server/rpc/calls.h"
 #include "server/rpc/compression_service.h"
 #include "server/rpc/operations_service.h"
 #include "server/rpc/workspaces_service.h"
@@ -79,7 +80,8 @@ class Daemon {
   std::unique_ptr<JobEvents> events_;
   std::unique_ptr<MetricsServer> metrics_;
   std::vector<std::unique_ptr<Worker>> workers_;
-  // Before the executor: services are used by tasks and end after them.
+  // Services before the executor: its tasks use them, so it ends first.
+  std::optional<Calls> calls_;
   std::optional<CompressionService> compression_;
   std::optional<WorkspacesService> workspaces_service_;
   std::optional<OperationsService> operations_;

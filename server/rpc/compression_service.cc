@@ -102,7 +102,7 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
 
 grpc::ServerUnaryReactor* CompressionService::SaveModel(grpc::CallbackServerContext* context, const v1::SaveModelRequest* request,
                                                         google::longrunning::Operation* operation) {
-  return ServeUnary(context, executor_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(*operation, Accept("SaveModel", *request, request->workspace(), request->save_path(), request->options(),
                                            {{request->modified_onnx_file(), "modified_onnx_file", /*with_folder=*/true},
                                             {request->record_file(), "record_file", /*with_folder=*/false}}));
@@ -113,7 +113,7 @@ grpc::ServerUnaryReactor* CompressionService::SaveModel(grpc::CallbackServerCont
 grpc::ServerUnaryReactor* CompressionService::SavePruneRetrainModel(grpc::CallbackServerContext* context,
                                                                     const v1::SavePruneRetrainModelRequest* request,
                                                                     google::longrunning::Operation* operation) {
-  return ServeUnary(context, executor_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(*operation, Accept("SavePruneRetrainModel", *request, request->workspace(), request->save_path(),
                                            request->options(), {{request->model(), "model", /*with_folder=*/true}}));
     return absl::OkStatus();

@@ -10,16 +10,24 @@
 
 #include "absl/status/status.h"
 #include "grpcpp/support/server_callback.h"
-#include "server/base/executor.h"
+#include "server/rpc/calls.h"
 #include "server/rpc/status.h"
 
 namespace modelpress::server {
 
-// Answers with what `body` (returns absl::Status) returns. Request and response stay valid while it runs.
+// Answers with what `body` (returns absl::Status) returns, or with SERVER_DRAINING. Request and response stay valid while it
+// runs.
 template <typename Body>
-grpc::ServerUnaryReactor* ServeUnary(grpc::CallbackServerContext* context, Executor& executor, Body body) {
+grpc::ServerUnaryReactor* ServeUnary(grpc::CallbackServerContext* context, Calls& calls, Body body) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  executor.Run([reactor, body = std::move(body)] { reactor->Finish(ToGrpcStatus(body())); });
+  if (absl::Status entered = calls.Enter(); !entered.ok()) {
+    reactor->Finish(ToGrpcStatus(entered));
+    return reactor;
+  }
+  calls.Run([reactor, &calls, body = std::move(body)] {
+    reactor->Finish(ToGrpcStatus(body()));
+    calls.Leave();
+  });
   return reactor;
 }
 

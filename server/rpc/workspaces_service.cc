@@ -45,14 +45,24 @@ absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow&
 // asked for, so that memory holds one message per stream and only one thread at a time touches the state.
 class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesRequest> {
  public:
-  UploadReactor(const TransferContext& context, v1::Upload* response) : context_(context), response_(response) {
-    StartRead(&message_);
+  UploadReactor(const TransferContext& context, v1::Upload* response)
+      : context_(context), response_(response), entered_(context.calls.Enter()) {
+    if (entered_.ok()) {
+      StartRead(&message_);
+    } else {
+      Finish(ToGrpcStatus(entered_));
+    }
   }
 
   void OnReadDone(bool ok) override {
-    context_.executor.Run([this, ok] { ok ? Take() : End(); });
+    context_.calls.Run([this, ok] { ok ? Take() : End(); });
   }
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    if (entered_.ok()) {
+      context_.calls.Leave();
+    }
+    delete this;
+  }
 
  private:
   void Take() {
@@ -141,6 +151,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
 
   const TransferContext context_;
   v1::Upload* const response_;
+  const absl::Status entered_;
   v1::UploadBytesRequest message_;
   UploadRow row_;
   std::unique_ptr<BlobWriter> writer_;
@@ -151,8 +162,13 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
 // memory.
 class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileResponse> {
  public:
-  DownloadReactor(const TransferContext& context, const v1::DownloadFileRequest* request) : context_(context) {
-    context_.executor.Run([this, request] {
+  DownloadReactor(const TransferContext& context, const v1::DownloadFileRequest* request)
+      : context_(context), entered_(context.calls.Enter()) {
+    if (!entered_.ok()) {
+      Finish(ToGrpcStatus(entered_));
+      return;
+    }
+    context_.calls.Run([this, request] {
       if (absl::Status status = Open(*request); !status.ok()) {
         Finish(ToGrpcStatus(status));
       } else {
@@ -168,9 +184,14 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
     }
     context_.metrics.Downloaded(message_.data().size());
     message_.clear_file();
-    context_.executor.Run([this] { offset_ == end_ ? Finish(grpc::Status::OK) : Send(); });
+    context_.calls.Run([this] { offset_ == end_ ? Finish(grpc::Status::OK) : Send(); });
   }
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    if (entered_.ok()) {
+      context_.calls.Leave();
+    }
+    delete this;
+  }
 
  private:
   absl::Status Open(const v1::DownloadFileRequest& request) {
@@ -209,6 +230,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
   }
 
   const TransferContext context_;
+  const absl::Status entered_;
   std::unique_ptr<BlobReader> reader_;
   uint64_t offset_ = 0;
   uint64_t end_ = 0;
@@ -219,7 +241,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
 
 grpc::ServerUnaryReactor* WorkspacesService::CreateWorkspace(grpc::CallbackServerContext* context,
                                                              const v1::CreateWorkspaceRequest* request, v1::Workspace* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     if (!request->workspace_id().empty()) {
       MP_RETURN_IF_ERROR(CheckWorkspaceId(request->workspace_id(), "workspace_id"));
     }
@@ -233,7 +255,7 @@ grpc::ServerUnaryReactor* WorkspacesService::CreateWorkspace(grpc::CallbackServe
 
 grpc::ServerUnaryReactor* WorkspacesService::GetWorkspace(grpc::CallbackServerContext* context,
                                                           const v1::GetWorkspaceRequest* request, v1::Workspace* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseWorkspaceName(request->name(), "name"));
     MP_ASSIGN_OR_RETURN(const WorkspaceRow row, context_.workspaces.GetWorkspace(id));
     *response = ToProto(row);
@@ -244,7 +266,7 @@ grpc::ServerUnaryReactor* WorkspacesService::GetWorkspace(grpc::CallbackServerCo
 grpc::ServerUnaryReactor* WorkspacesService::ListWorkspaces(grpc::CallbackServerContext* context,
                                                             const v1::ListWorkspacesRequest* request,
                                                             v1::ListWorkspacesResponse* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
     MP_ASSIGN_OR_RETURN(const Page<WorkspaceRow> page, context_.workspaces.ListWorkspaces(page_size, request->page_token()));
     for (const WorkspaceRow& row : page.rows) {
@@ -258,7 +280,7 @@ grpc::ServerUnaryReactor* WorkspacesService::ListWorkspaces(grpc::CallbackServer
 grpc::ServerUnaryReactor* WorkspacesService::DeleteWorkspace(grpc::CallbackServerContext* context,
                                                              const v1::DeleteWorkspaceRequest* request,
                                                              google::protobuf::Empty*) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseWorkspaceName(request->name(), "name"));
     return context_.workspaces.DeleteWorkspace(id);
   });
@@ -266,7 +288,7 @@ grpc::ServerUnaryReactor* WorkspacesService::DeleteWorkspace(grpc::CallbackServe
 
 grpc::ServerUnaryReactor* WorkspacesService::GetFile(grpc::CallbackServerContext* context, const v1::GetFileRequest* request,
                                                      v1::File* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->name(), "name"));
     MP_ASSIGN_OR_RETURN(const FileRow row, context_.workspaces.GetFile(name.workspace, name.path));
     *response = ToProto(name.workspace, row);
@@ -276,7 +298,7 @@ grpc::ServerUnaryReactor* WorkspacesService::GetFile(grpc::CallbackServerContext
 
 grpc::ServerUnaryReactor* WorkspacesService::ListFiles(grpc::CallbackServerContext* context, const v1::ListFilesRequest* request,
                                                        v1::ListFilesResponse* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(request->parent(), "parent"));
     MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
     MP_ASSIGN_OR_RETURN(const Page<FileRow> page, context_.workspaces.ListFiles(workspace, page_size, request->page_token()));
@@ -290,7 +312,7 @@ grpc::ServerUnaryReactor* WorkspacesService::ListFiles(grpc::CallbackServerConte
 
 grpc::ServerUnaryReactor* WorkspacesService::DeleteFile(grpc::CallbackServerContext* context,
                                                         const v1::DeleteFileRequest* request, google::protobuf::Empty*) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->name(), "name"));
     return context_.workspaces.DeleteFile(name.workspace, name.path);
   });
@@ -298,7 +320,7 @@ grpc::ServerUnaryReactor* WorkspacesService::DeleteFile(grpc::CallbackServerCont
 
 grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerContext* context,
                                                          const v1::StartUploadRequest* request, v1::Upload* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->file(), "file"));
     MP_RETURN_IF_ERROR(CheckSha256(request->sha256(), "sha256"));
     MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
@@ -313,7 +335,7 @@ grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerCon
 
 grpc::ServerUnaryReactor* WorkspacesService::GetUpload(grpc::CallbackServerContext* context, const v1::GetUploadRequest* request,
                                                        v1::Upload* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const UploadName name, ParseUploadName(request->name(), "name"));
     MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.GetUpload(name.workspace, name.upload));
     MP_ASSIGN_OR_RETURN(*response, Look(context_, row));

@@ -3,9 +3,9 @@
 
 #include "modelpress/v1/workspaces.grpc.pb.h"
 #include "server/base/clock.h"
-#include "server/base/executor.h"
 #include "server/blobs/blob_store.h"
 #include "server/metrics/metrics.h"
+#include "server/rpc/calls.h"
 #include "server/workspaces/workspace_store.h"
 
 namespace modelpress::server {
@@ -14,7 +14,7 @@ namespace modelpress::server {
 struct TransferContext {
   WorkspaceStore& workspaces;
   BlobStore& blobs;
-  Executor& executor;
+  Calls& calls;
   Metrics& metrics;
 };
 

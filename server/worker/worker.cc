@@ -33,6 +33,7 @@ using State = v1::OperationMetadata;
 
 constexpr absl::Duration kMemoryCheckInterval = absl::Milliseconds(50);
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(250);
+constexpr absl::Duration kSpareDelay = absl::Seconds(1);
 constexpr absl::Duration kRescueInterval = absl::Seconds(1);
 
 std::string ScratchName(const std::string& id, int attempt) { return absl::StrCat(id, "-", attempt); }
@@ -141,9 +142,9 @@ class Worker::Attempt {
     LOG(INFO) << "attempt " << attempt_ << " of " << job_.metadata.method() << " runs in process " << child_->pid();
     child_->Send(Spec());
     child_->Flush();
-    worker_.PrepareSpare();  // starts while this child works
     Supervise();
     const ChildExit exit = EndChild();
+    worker_.PrepareSpare();  // starts while the outputs are taken over
     return Conclude(exit);
   }
 
@@ -170,6 +171,8 @@ class Worker::Attempt {
 
   // Reads what the child says until it ends or a verdict falls.
   void Supervise() {
+    // Not at once: a short operation would share the processors with the start of the next one's process.
+    absl::Time spare_at = start_ + kSpareDelay;
     absl::Time heartbeat_at = start_ + options_.lease / 3;
     absl::Time memory_at = options_.limits.memory_bytes > 0 ? start_ : absl::InfiniteFuture();
     uint64_t seen = context_.events.generation();
@@ -177,7 +180,7 @@ class Worker::Attempt {
     CheckState();  // a cancel may have come between the claim and here
     while (verdict_ == Verdict::kNone && child_->output_fd() >= 0 && !result_.has_value()) {
       const absl::Time progress_at = progress_new_ ? progress_stored_ + kProgressInterval : absl::InfiniteFuture();
-      const absl::Time next = std::min({heartbeat_at, progress_at, memory_at, start_ + timeout_, worker_.KillTime()});
+      const absl::Time next = std::min({heartbeat_at, progress_at, memory_at, spare_at, start_ + timeout_, worker_.KillTime()});
       pollfd fds[] = {{child_->output_fd(), POLLIN, 0},
                       {child_->log_fd(), POLLIN, 0},
                       {child_->has_unsent() ? child_->input_fd() : -1, POLLOUT, 0},
@@ -204,6 +207,10 @@ class Worker::Attempt {
       if (now >= heartbeat_at || now >= progress_at) {
         Heartbeat();
         heartbeat_at = now + options_.lease / 3;
+      }
+      if (now >= spare_at) {
+        spare_at = absl::InfiniteFuture();
+        worker_.PrepareSpare();
       }
       if (now >= memory_at) {
         memory_at = now + kMemoryCheckInterval;
