@@ -68,6 +68,15 @@ absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& c
   return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(failures, cause));
 }
 
+// Requeues a job whose worker is gone. That is the machine's failure, not the job's, so it does not count against the job; only one that goes
+// on outliving its workers is suspected of killing them.
+absl::Status GiveBackLost(const WorkerOptions& options, const WorkerContext& context, const Job& job) {
+  if (job.metadata.attempt() < options.max_attempts) {
+    return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/false);
+  }
+  return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(job.metadata.attempt(), "the loss of its worker"));
+}
+
 absl::Status RemoveDeadScratch(const WorkerOptions& options, const WorkerContext& context) {
   std::vector<std::filesystem::path> folders;
   std::error_code error;
@@ -103,7 +112,7 @@ absl::Status Rescue(const WorkerOptions& options, const WorkerContext& context) 
     if (!expired && !IsDeadOwner(job.lease_owner)) {
       continue;
     }
-    const absl::Status given_back = GiveBackFailed(options, context, job, "the loss of its worker");
+    const absl::Status given_back = GiveBackLost(options, context, job);
     if (absl::IsFailedPrecondition(given_back)) {
       continue;  // another process was quicker, or the holder lives after all and went on
     }
