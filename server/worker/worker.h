@@ -31,7 +31,7 @@ struct WorkerOptions {
   ChildLimits limits;
   absl::Duration max_execution = absl::Hours(24);  // of one attempt; caps CallOptions.execution_timeout
   int max_failures = 3;   // attempts whose child ends without an answer, then the operation fails
-  int max_attempts = 20;  // attempts in all, lost workers included
+  int max_attempts = 20;  // attempts in all, those ended from outside included
 };
 
 // What a worker works with. All must outlive it. Every worker and service of one process shares one set.
