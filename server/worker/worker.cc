@@ -69,6 +69,15 @@ absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& c
   return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(failures, cause));
 }
 
+// Requeues a job whose worker or child was killed from outside. That is the machine's failure, not the job's, so it does not count against
+// the job; only one that goes on outliving them is suspected of being the cause.
+absl::Status GiveBackLost(const WorkerOptions& options, const WorkerContext& context, const Job& job, const std::string& cause) {
+  if (job.metadata.attempt() < options.max_attempts) {
+    return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/false);
+  }
+  return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(job.metadata.attempt(), cause));
+}
+
 absl::Status RemoveDeadScratch(const WorkerOptions& options, const WorkerContext& context) {
   std::vector<std::filesystem::path> folders;
   std::error_code error;
@@ -104,7 +113,7 @@ absl::Status Rescue(const WorkerOptions& options, const WorkerContext& context) 
     if (!expired && !IsDeadOwner(job.lease_owner)) {
       continue;
     }
-    const absl::Status given_back = GiveBackFailed(options, context, job, "the loss of its worker");
+    const absl::Status given_back = GiveBackLost(options, context, job, "the loss of its worker");
     if (absl::IsFailedPrecondition(given_back)) {
       continue;  // another process was quicker, or the holder lives after all and went on
     }
@@ -343,6 +352,9 @@ class Worker::Attempt {
     }
     LOG(ERROR) << "attempt " << attempt_ << ": the child died without an answer: " << exit.Cause();
     context_.metrics.ChildDied(exit.Cause());
+    if (exit.signal == SIGKILL) {  // from outside: an engine that crashes dies of other signals
+      return GiveBackLost(options_, context_, job_, exit.Cause());
+    }
     return GiveBackFailed(options_, context_, job_, exit.Cause());
   }
 
