@@ -1,10 +1,12 @@
 #include "server/worker/child_process.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -210,6 +212,14 @@ bool ChildProcess::OverMemoryLimit() const {
 void ChildProcess::Kill() {
   if (!reaped_) {
     kill(-pid_, SIGKILL);
+  }
+}
+
+void ChildProcess::AwaitEnd(absl::Duration timeout) const {
+  const UniqueFd process(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
+  if (process.get() >= 0) {
+    pollfd fd = {process.get(), POLLIN, 0};
+    poll(&fd, 1, static_cast<int>(absl::ToInt64Milliseconds(timeout)));
   }
 }
 

@@ -20,6 +20,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "server/base/posix.h"
 #include "server/worker/run_protocol.h"
 #include "server/worker/run_protocol.pb.h"
@@ -75,6 +76,8 @@ class ChildProcess {
   bool OverMemoryLimit() const;
   // SIGKILL to the whole group, stopped or not.
   void Kill();
+  // Waits until it has ended by itself, but no longer than `timeout`.
+  void AwaitEnd(absl::Duration timeout) const;
   // Waits for the end. Call after Kill, or when its output has ended.
   ChildExit Reap();
 

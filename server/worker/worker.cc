@@ -34,6 +34,7 @@ using State = v1::OperationMetadata;
 constexpr absl::Duration kMemoryCheckInterval = absl::Milliseconds(50);
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(250);
 constexpr absl::Duration kSpareDelay = absl::Seconds(1);
+constexpr absl::Duration kEndOfDying = absl::Seconds(2);
 constexpr absl::Duration kRescueInterval = absl::Seconds(1);
 
 std::string ScratchName(const std::string& id, int attempt) { return absl::StrCat(id, "-", attempt); }
@@ -69,8 +70,8 @@ absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& c
   return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(failures, cause));
 }
 
-// Requeues a job whose worker or child was killed from outside. That is the machine's failure, not the job's, so it does not count against
-// the job; only one that goes on outliving them is suspected of being the cause.
+// Requeues a job whose worker or child was killed from outside. That is the machine's failure, not the job's, so it does not
+// count against the job; only one that goes on outliving them is suspected of being the cause.
 absl::Status GiveBackLost(const WorkerOptions& options, const WorkerContext& context, const Job& job, const std::string& cause) {
   if (job.metadata.attempt() < options.max_attempts) {
     return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/false);
@@ -301,6 +302,9 @@ class Worker::Attempt {
   }
 
   ChildExit EndChild() {
+    if (verdict_ == Verdict::kNone && !result_.has_value()) {
+      child_->AwaitEnd(kEndOfDying);  // its output has ended: let it die its own death, which says why
+    }
     child_->Kill();
     const ChildExit exit = child_->Reap();
     while (child_->log_fd() >= 0) {  // its last words; the group is dead, so the end of the stream comes

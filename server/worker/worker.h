@@ -30,8 +30,8 @@ struct WorkerOptions {
   int threads_per_operation = 1;
   ChildLimits limits;
   absl::Duration max_execution = absl::Hours(24);  // of one attempt; caps CallOptions.execution_timeout
-  int max_failures = 3;   // attempts whose child ends without an answer, then the operation fails
-  int max_attempts = 20;  // attempts in all, those ended from outside included
+  int max_failures = 3;                            // attempts whose child ends without an answer, then the operation fails
+  int max_attempts = 20;                           // attempts in all, those ended from outside included
 };
 
 // What a worker works with. All must outlive it. Every worker and service of one process shares one set.
@@ -44,8 +44,8 @@ struct WorkerContext {
 };
 
 // Ends what dead workers left: jobs under a lease that ran out or whose holder is a dead process of this machine go back to the
-// queue (or fail, after `max_attempts` in all), and scratch folders without a living attempt are removed. Safe to run at any time in any
-// process.
+// queue (or fail, after `max_attempts` in all), and scratch folders without a living attempt are removed. Safe to run at any time
+// in any process.
 absl::Status Rescue(const WorkerOptions& options, const WorkerContext& context);
 
 // One thread that works on one operation at a time, and keeps a spare child started for the next one.
