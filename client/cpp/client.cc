@@ -240,8 +240,10 @@ absl::StatusOr<v1::Upload> Client::Upload(const std::string& local_path, const s
     if (status.ok()) {
       status = absl::UnavailableError("the server ended the upload before all bytes were there");
     }
-    // An offset mismatch means that another process sends the same file; both go on from what is there.
-    if (!absl::IsUnavailable(status) && DetailsOf(status).reason != v1::Reason_Name(v1::UPLOAD_OFFSET_MISMATCH)) {
+    // Another process that sends the same file moves the offset or ends the upload; both go on from what is there.
+    const std::string reason = DetailsOf(status).reason;
+    if (!absl::IsUnavailable(status) && reason != v1::Reason_Name(v1::UPLOAD_OFFSET_MISMATCH) &&
+        reason != v1::Reason_Name(v1::UPLOAD_NOT_FOUND)) {
       return status;
     }
     v1::GetUploadRequest get;

@@ -15,38 +15,12 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "client/cpp/status.h"
+#include "client/cpp/utf8.h"
 
 namespace modelpress::client {
 namespace {
 
 constexpr int kMaxLinks = 40;  // as the kernel's own limit
-
-// Well-formed UTF-8 as Unicode table 3-7 has it: no overlong forms, no surrogates, nothing above U+10FFFF.
-bool IsUtf8(absl::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    auto byte = [&](size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0U; };
-    unsigned first = byte(i);
-    size_t tail = first < 0x80                     ? 0
-                  : first >= 0xC2 && first <= 0xDF ? 1
-                  : (first & 0xF0) == 0xE0         ? 2
-                  : first >= 0xF0 && first <= 0xF4 ? 3
-                                                   : 4;
-    if (tail == 4) {
-      return false;
-    }
-    unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
-    unsigned high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
-    for (size_t k = 1; k <= tail; ++k) {
-      if (byte(i + k) < low || byte(i + k) > high) {
-        return false;
-      }
-      low = 0x80;
-      high = 0xBF;
-    }
-    i += tail + 1;
-  }
-  return true;
-}
 
 absl::StatusOr<std::string> ReadLink(const std::string& path) {
   std::array<char, PATH_MAX> target{};
@@ -144,7 +118,7 @@ absl::Status CheckName(absl::string_view name, const std::string& path) {
   if (name.size() > 255) {
     return invalid("is longer than 255 bytes");
   }
-  if (!IsUtf8(name)) {
+  if (ValidUtf8(name) != name) {
     return invalid("is not UTF-8");
   }
   if (std::any_of(name.begin(), name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7F || c == '\\'; })) {

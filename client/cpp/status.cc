@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "client/cpp/utf8.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace modelpress::client {
@@ -43,7 +44,7 @@ absl::Status MakeLocal(absl::StatusCode code, absl::string_view reason, absl::st
   info.set_reason(std::string(reason));
   info.set_domain("modelpress");
   if (!file.empty()) {
-    (*info.mutable_metadata())["file"] = file;
+    (*info.mutable_metadata())["file"] = ValidUtf8(file);
   }
   absl::Status status(code, file.empty() ? std::string(message) : absl::StrCat(file, ": ", message));
   status.SetPayload(UrlOf<google::rpc::ErrorInfo>(), absl::Cord(info.SerializeAsString()));
@@ -119,7 +120,7 @@ absl::Status WithFileName(const absl::Status& status, const std::map<std::string
   if (local == local_names.end()) {
     return status;
   }
-  (*info->mutable_metadata())["file"] = local->second;
+  (*info->mutable_metadata())["file"] = ValidUtf8(local->second);
   std::string message(status.message());
   if (absl::StartsWith(message, absl::StrCat(name, ":"))) {
     message.replace(0, name.size(), local->second);

@@ -60,16 +60,30 @@ def googleapis() -> Path:
     raise SystemExit("the Python package googleapis-common-protos is not installed")
 
 
+def supplement(includes: Path, folder: Path) -> None:
+    """Puts into `folder` what `includes` has under another name than its Python modules register.
+
+    PyPI's googleapis-common-protos has google/longrunning/operations.proto as operations_proto.proto.
+    """
+    target = folder / "google" / "longrunning" / "operations.proto"
+    target.parent.mkdir(parents=True)
+    if not (includes / target.relative_to(folder)).exists():
+        shutil.copyfile(includes / "google" / "longrunning" / "operations_proto.proto", target)
+
+
 def generate(out: Path) -> None:
     """Brings the stubs below `out` up to date."""
     if is_current(out):
         return
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".stubs-") as temporary:
-        raw = Path(temporary)
+        raw, supplements = Path(temporary) / "stubs", Path(temporary) / "supplements"
+        raw.mkdir()
+        includes = googleapis()
+        supplement(includes, supplements)
         outputs = [f"--{kind}_out={raw}" for kind in ("python", "pyi", "grpc_python")]
         names = [proto.relative_to(API).as_posix() for proto in protos()]
-        subprocess.run([*compiler(), f"-I{API}", f"-I{googleapis()}", *outputs, *names], check=True)
+        subprocess.run([*compiler(), f"-I{API}", f"-I{includes}", f"-I{supplements}", *outputs, *names], check=True)
         for folder, package in PACKAGES.items():
             (out / package).mkdir(parents=True, exist_ok=True)
             (raw / folder / "__init__.py").write_text('"""Generated from api/."""\n')

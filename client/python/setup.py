@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import generate_stubs  # noqa: E402  (beside this file, which the build backend does not put on the path)
+import generate_stubs  # type: ignore[import-not-found,unused-ignore]  # noqa: E402  (beside this file, which the build backend does not put on the path)
 
 
 class BuildWithStubs(build_py):  # type: ignore[misc]  # setuptools is untyped

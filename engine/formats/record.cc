@@ -10,6 +10,7 @@ absl::StatusOr<ParsedRecord> ParseRecord(absl::string_view text, const std::stri
   ParsedRecord parsed;
   MP_ASSIGN_OR_RETURN(TextPositions positions, ParseTextFormat(text, v1::RECORD_SYNTAX, file, parsed.record));
   parsed.entry_positions = std::move(positions["record"]);
+  parsed.entry_positions.resize(parsed.record.record_size());
   return parsed;
 }
 

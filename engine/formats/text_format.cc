@@ -1,5 +1,6 @@
 #include "engine/formats/text_format.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <optional>
@@ -81,6 +82,20 @@ TextPosition FromTokenizer(absl::string_view text, int line, int column) {
     i += text[offset] == '\t' ? 8 - i % 8 : 1;
   }
   return PositionCursor(text).At(offset);
+}
+
+// Errors quote the text, whatever its length.
+constexpr size_t kMaxErrorBytes = 300;
+
+std::string Shortened(const std::string& message) {
+  if (message.size() <= kMaxErrorBytes) {
+    return message;
+  }
+  size_t end = kMaxErrorBytes;
+  while (IsContinuation(message[end])) {
+    --end;
+  }
+  return message.substr(0, end) + "...";
 }
 
 bool IsWord(char c) { return absl::ascii_isalnum(c) || c == '_'; }
@@ -384,7 +399,7 @@ absl::StatusOr<TextPositions> ParseTextFormat(absl::string_view text, v1::Reason
   // Merge, not Parse: only it allows a singular field more than once.
   if (!parser.MergeFromString(prepared.text, &message) || first.error().has_value()) {
     FirstError::Error found = first.error().value_or(FirstError::Error{-1, 0, "not protobuf text format"});
-    return error(absl::StripSuffix(found.message, "."), FromTokenizer(text, found.line, found.column));
+    return error(Shortened(std::string(absl::StripSuffix(found.message, "."))), FromTokenizer(text, found.line, found.column));
   }
   if (const std::string field = FieldWithBrokenUtf8(message); !field.empty()) {
     return error(absl::StrCat("the escapes in '", field, "' do not form UTF-8"),

@@ -43,9 +43,9 @@ class FileSet {
   // `paths`: workspace name -> path on this machine.
   explicit FileSet(std::map<std::string, std::string> paths) : paths_(std::move(paths)) {}
 
-  bool Contains(const std::string& name) const;
+  bool Contains(absl::string_view name) const;
   // FILE_NOT_FOUND if the call was not given that name.
-  absl::StatusOr<std::shared_ptr<const InputFile>> Open(const std::string& name) const;
+  absl::StatusOr<std::shared_ptr<const InputFile>> Open(absl::string_view name) const;
 
  private:
   std::map<std::string, std::string> paths_;

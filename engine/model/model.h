@@ -68,7 +68,7 @@ struct Model {
 // What an uploaded file may make us do. Every limit is checked before anything is allocated by it.
 struct ModelLimits {
   uint64_t max_items = 2'000'000;         // nodes and initializers, subgraphs included
-  int max_depth = 32;                     // of nested messages: graphs in attributes of nodes in graphs ...
+  int max_depth = 100;                    // of nested messages (protobuf's own limit): some 32 graphs in graphs
   int max_dims = 32;                      // of one tensor
   uint64_t max_inline_bytes = 256 << 20;  // bytes that end up in protobuf objects: everything but streamed tensor data
   uint64_t stream_threshold = 1 << 10;    // bytes of data from which on a tensor stays outside

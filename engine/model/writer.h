@@ -16,6 +16,8 @@
 
 namespace modelpress::engine {
 
+struct FilePlan;
+
 // One model to write.
 struct ModelFile {
   const Model* model = nullptr;
@@ -57,7 +59,7 @@ class OutputFolder {
   // Writes `bytes`.
   absl::Status AddFile(const std::string& name, absl::string_view bytes);
   // Writes a copy of an input file, inside the kernel where it can.
-  absl::Status AddCopy(const std::string& name, const InputFile& source);
+  absl::Status AddCopy(const std::string& name, const InputFile& source, const WriteOptions& options = {});
 
   // What was added so far: models first, in the order given, each followed by its external data files.
   const std::vector<WrittenFile>& files() const { return files_; }
@@ -68,10 +70,11 @@ class OutputFolder {
 
  private:
   explicit OutputFolder(std::string directory);
+  absl::Status Write(std::vector<FilePlan> plans, const WriteOptions& options);
+
   std::string directory_;
-  std::string staging_;  // a temporary folder inside directory_
+  std::string staging_;  // a temporary folder inside directory_; empty once it is gone
   std::vector<WrittenFile> files_;
-  bool committed_ = false;
 };
 
 }  // namespace modelpress::engine

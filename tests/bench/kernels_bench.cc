@@ -22,7 +22,7 @@ std::vector<float> Weights() {
 void BM_Copy(benchmark::State& state) {
   const std::vector<float> weights = Weights();
   std::vector<float> out(kCount);
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     std::memcpy(out.data(), weights.data(), kCount * sizeof(float));
     benchmark::ClobberMemory();
   }
@@ -33,7 +33,7 @@ BENCHMARK(BM_Copy);
 void BM_QuantizeWeights(benchmark::State& state) {
   const std::vector<float> weights = Weights();
   std::vector<int8_t> q(kCount);
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     benchmark::DoNotOptimize(QuantizeWeights(weights, 0.0078f, 8, q.data()));
     benchmark::ClobberMemory();
   }
@@ -44,7 +44,7 @@ BENCHMARK(BM_QuantizeWeights);
 void BM_FakeQuantizeWeights(benchmark::State& state) {
   const std::vector<float> weights = Weights();
   std::vector<float> fake(kCount);
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     benchmark::DoNotOptimize(FakeQuantizeWeights(weights, 0.0078f, 8, fake.data()));
     benchmark::ClobberMemory();
   }
@@ -56,7 +56,7 @@ void BM_QuantizeWeightsByElement(benchmark::State& state) {
   const std::vector<float> weights = Weights();
   const std::vector<float> scales(kCount, 0.0078f);
   std::vector<int8_t> q(kCount);
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     benchmark::DoNotOptimize(QuantizeWeightsByElement(weights, scales.data(), 8, q.data()));
     benchmark::ClobberMemory();
   }
@@ -67,7 +67,7 @@ BENCHMARK(BM_QuantizeWeightsByElement);
 void BM_HalfToFloat(benchmark::State& state) {
   const std::vector<uint16_t> half(kCount, 0x3C01);
   std::vector<float> out(kCount);
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     HalfToFloat(half, out.data());
     benchmark::ClobberMemory();
   }
@@ -78,7 +78,7 @@ BENCHMARK(BM_HalfToFloat);
 void BM_PackNibbles(benchmark::State& state) {
   const std::vector<int8_t> q(kCount, -3);
   std::vector<uint8_t> out(kCount / 2);
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     PackNibbles(q, out.data());
     benchmark::ClobberMemory();
   }
@@ -89,7 +89,7 @@ BENCHMARK(BM_PackNibbles);
 void BM_PackNibbleRows(benchmark::State& state) {
   const std::vector<int8_t> q(kCount / 2, -3);
   std::vector<uint8_t> out(kCount / 2);
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     PackNibbleRows(q, q, out.data());
     benchmark::ClobberMemory();
   }

@@ -1,1 +1,181 @@
+#include "client/cpp/cli.h"
 
+#include <cstdlib>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/client/cpp/test_server.h"
+#include "tests/client/cpp/test_util.h"
+
+namespace modelpress::client {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+class CliTest : public testing::Test {
+ protected:
+  int Run(std::vector<std::string> arguments) {
+    out_.str("");
+    err_.str("");
+    arguments.push_back("--target=" + server_.target());
+    return RunCli(arguments, {.out = out_, .err = err_}, stop_.get_token());
+  }
+  json Json() const { return json::parse(out_.str(), nullptr, false); }
+  std::vector<std::string> SaveModel(std::vector<std::string> more = {}) {
+    std::vector<std::string> arguments = {"save_model", "--modfied_onnx_file=" + model_, "--record_file=" + record_,
+                                          "--save_path=" + (folder_ / "out/x")};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+
+  TestServer server_;
+  TempFolder folder_;
+  std::string model_ = WriteFile(folder_ / "m.onnx", "");
+  std::string record_ = WriteFile(folder_ / "r.txt", "record {}");
+  std::stop_source stop_;
+  std::ostringstream out_;
+  std::ostringstream err_;
+};
+
+TEST_F(CliTest, PrintsThePathsOfTheWrittenFilesAndNothingElse) {
+  ASSERT_EQ(Run(SaveModel()), 0) << err_.str();
+  std::string prefix = folder_ / "out/x";
+  EXPECT_EQ(out_.str(), prefix + "_deploy_model.onnx\n" + prefix + "_fake_quant_model.onnx\n" + prefix + "_report.json\n");
+  EXPECT_THAT(err_.str(), HasSubstr("upload m.onnx (0 B)\n"));
+  EXPECT_THAT(err_.str(), HasSubstr("modelpress: warning: layer 'fc' stays float\n"));
+  ASSERT_EQ(Run(SaveModel({"--quiet"})), 0);
+  EXPECT_EQ(err_.str(), "");
+  EXPECT_EQ(Run({"save_model", "--modified_onnx_file", model_, "--record_file", record_, "--save_path", folder_ / "y", "-q"}), 0);
+  EXPECT_EQ(Run({"save_prune_retrain_model", "--model", model_, "--save_path", folder_ / "z", "-q"}), 0);
+}
+
+TEST_F(CliTest, PassesTheFlagsOn) {
+  ASSERT_EQ(Run(SaveModel({"--workspace=kept", "--request_id=8a6e0804-2bd0-4672-b79d-d97027f9071a", "--reference_defects",
+                           "--execution_timeout=1.5m"})),
+            0);
+  const v1::CallOptions& options = server_.state().save_requests.at(0).options();
+  EXPECT_EQ(options.request_id(), "8a6e0804-2bd0-4672-b79d-d97027f9071a");
+  EXPECT_TRUE(options.reference_defects());
+  EXPECT_FALSE(options.validate_only());
+  EXPECT_EQ(options.execution_timeout().seconds(), 90);
+  ASSERT_EQ(Run(SaveModel({"--validate_only"})), 0);
+  EXPECT_TRUE(server_.state().save_requests.at(1).options().validate_only());
+  EXPECT_EQ(out_.str(), "");
+}
+
+TEST_F(CliTest, TakesVariablesOfTheEnvironment) {
+  for (const auto& [value, expected] : std::map<std::string, bool>{{"1", true}, {"0", false}, {"", false}}) {
+    setenv("MODELPRESS_REFERENCE_DEFECTS", value.c_str(), 1);
+    ASSERT_EQ(Run(SaveModel()), 0) << value << err_.str();
+    EXPECT_EQ(server_.state().save_requests.back().options().reference_defects(), expected) << value;
+  }
+  unsetenv("MODELPRESS_REFERENCE_DEFECTS");
+  setenv("MODELPRESS_TARGET", server_.target().c_str(), 1);
+  EXPECT_EQ(RunCli({"workspace", "list"}, {.out = out_, .err = err_}, {}), 0);
+  unsetenv("MODELPRESS_TARGET");
+}
+
+TEST_F(CliTest, JsonIsOneObject) {
+  ASSERT_EQ(Run(SaveModel({"--output=json", "--workspace=kept"})), 0);
+  json result = Json();
+  EXPECT_EQ(result["files"].size(), 3);
+  EXPECT_EQ(result["workspace"], "workspaces/kept");
+  EXPECT_EQ(result["operation"]["metadata"]["state"], "SUCCEEDED");
+  EXPECT_EQ(result["warnings"][0], "layer 'fc' stays float");
+}
+
+TEST_F(CliTest, ErrorsNameWhatAndWhere) {
+  server_.state().operation_error =
+      TestServer::Error(v1::RECORD_VALUE, 3, "record/r.txt:3:5: layer 'fc': scale_d must be positive",
+                        {{"file", "record/r.txt"}, {"line", "3"}, {"column", "5"}, {"layer", "fc"}});
+  EXPECT_EQ(Run(SaveModel({"-q"})), 65);
+  EXPECT_EQ(out_.str(), "");
+  EXPECT_EQ(err_.str(), "modelpress: " + record_ + ":3:5: layer 'fc': scale_d must be positive [RECORD_VALUE]\n");
+  EXPECT_EQ(Run(SaveModel({"-q", "--output", "json"})), 65);
+  json error = Json()["error"];
+  EXPECT_EQ(error["code"], "INVALID_ARGUMENT");
+  EXPECT_EQ(error["reason"], "RECORD_VALUE");
+  EXPECT_EQ(error["file"], record_);
+  EXPECT_EQ(error["line"], 3);
+  EXPECT_EQ(error["column"], 5);
+  EXPECT_EQ(error["layer"], "fc");
+}
+
+TEST_F(CliTest, WrongCommandLinesAreUsageErrors) {
+  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{{},
+                                                                                         {"nonsense"},
+                                                                                         {"save_model"},
+                                                                                         {"workspace"},
+                                                                                         {"workspace", "get"},
+                                                                                         SaveModel({"--no-wait"}),
+                                                                                         SaveModel({"--request_id=x"}),
+                                                                                         SaveModel({"--execution_timeout=soon"}),
+                                                                                         SaveModel({"--execution_timeout=-1s"}),
+                                                                                         SaveModel({"--output=xml"})}) {
+    EXPECT_EQ(Run(arguments), 64) << testing::PrintToString(arguments);
+    EXPECT_THAT(err_.str(), HasSubstr("[USAGE]"));
+    EXPECT_EQ(out_.str(), "");
+  }
+  EXPECT_EQ(Run({"nonsense", "--output=json"}), 64);
+  EXPECT_EQ(Json()["error"]["reason"], "USAGE");
+  EXPECT_EQ(Run({"--help"}), 0);
+  EXPECT_THAT(out_.str(), HasSubstr("Exit codes: 0 ok; 64"));
+}
+
+TEST_F(CliTest, NoServerIs69AndMissingFilesAre66) {
+  EXPECT_EQ(Run({"file", "get", "workspaces/w/files/missing"}), 66);
+  EXPECT_EQ(Run({"file", "upload", folder_ / "missing", "workspaces/w/files/f"}), 66);
+  EXPECT_EQ(RunCli({"workspace", "list", "--target=unix:" + (folder_ / "none")}, {.out = out_, .err = err_}, {}), 69);
+}
+
+TEST_F(CliTest, ManagesWorkspacesAndFiles) {
+  EXPECT_EQ(Run({"workspace", "create", "mine"}), 0);
+  EXPECT_EQ(out_.str(), "workspaces/mine\n");
+  EXPECT_EQ(Run({"workspace", "create", "mine"}), 73);
+  EXPECT_EQ(Run({"workspace", "get", "mine", "--output=json"}), 0);
+  EXPECT_EQ(Json()["name"], "workspaces/mine");
+  EXPECT_EQ(Run({"file", "upload", record_, "workspaces/mine/files/r", "-q"}), 0);
+  EXPECT_EQ(Run({"file", "list", "mine"}), 0);
+  EXPECT_THAT(out_.str(), HasSubstr("workspaces/mine/files/r\t9\t"));
+  EXPECT_EQ(Run({"file", "download", "workspaces/mine/files/r", folder_ / "copy", "-q"}), 0);
+  EXPECT_EQ(out_.str(), (folder_ / "copy") + "\n");
+  EXPECT_EQ(ReadFile(folder_ / "copy"), "record {}");
+  EXPECT_EQ(Run({"file", "download", "workspaces/mine/files/r", folder_.path(), "-q"}), 0);
+  EXPECT_EQ(ReadFile(folder_ / "r"), "record {}");
+  EXPECT_EQ(Run({"file", "download", "workspaces/mine/files/r", folder_ / "no/folder", "-q"}), 66);
+  EXPECT_EQ(Run({"file", "delete", "workspaces/mine/files/r"}), 0);
+  EXPECT_EQ(Run({"workspace", "list", "--output=json"}), 0);
+  EXPECT_EQ(Json()["workspaces"].size(), 1);
+  EXPECT_EQ(Run({"workspace", "delete", "workspaces/mine"}), 0);
+  EXPECT_EQ(Run({"workspace", "get", "mine"}), 66);
+}
+
+TEST_F(CliTest, ManagesOperations) {
+  server_.state().operation_hangs = true;
+  ASSERT_EQ(Run(SaveModel({"--workspace=kept", "--no-wait", "-q"})), 0) << err_.str();
+  std::string name = out_.str().substr(0, out_.str().find('\n'));
+  EXPECT_TRUE(name.starts_with("operations/"));
+  EXPECT_EQ(Run({"operation", "get", name}), 0);
+  EXPECT_EQ(out_.str(), name + "\tPENDING\tSaveModel\tworkspaces/kept\n");
+  EXPECT_EQ(Run({"operation", "wait", name, "--timeout=0.01", "-q"}), 75);
+  EXPECT_EQ(Run({"operation", "list"}), 0);
+  EXPECT_THAT(out_.str(), HasSubstr("RUNNING"));
+  EXPECT_EQ(Run({"operation", "cancel", name.substr(11)}), 0);
+  EXPECT_EQ(Run({"operation", "wait", name, "-q"}), 130);
+  EXPECT_EQ(Run({"operation", "delete", name}), 0);
+  EXPECT_EQ(Run({"operation", "get", name}), 66);
+}
+
+TEST_F(CliTest, InterruptedIs130) {
+  stop_.request_stop();
+  EXPECT_EQ(Run(SaveModel({"-q"})), 130);
+  EXPECT_THAT(server_.state().workspaces, testing::IsEmpty());
+}
+
+}  // namespace
+}  // namespace modelpress::client

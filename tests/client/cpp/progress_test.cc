@@ -24,8 +24,8 @@ TEST(FormatBytesTest, ChoosesTheUnit) {
 
 TEST(RenderBarTest, ShowsPartAndBytes) {
   EXPECT_EQ(RenderBar({Phase::kUpload, "m.onnx", 5'000'000, 10'000'000}, 60),
-            "upload   m.onnx [########         ]  50%  5.0 MB / 10.0 MB");
-  EXPECT_EQ(RenderBar({Phase::kRun, "quantize", 3, 4}, 39), "run      quantize [###########    ]  75%");
+            "upload   m.onnx [#########          ]  50%  5.0 MB / 10.0 MB");
+  EXPECT_EQ(RenderBar({Phase::kRun, "quantize", 3, 4}, 39), "run      quantize [##########    ]  75%");
   EXPECT_EQ(RenderBar({Phase::kQueue, "", 0, 0}, 60), "queued  ");
 }
 

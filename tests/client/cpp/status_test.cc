@@ -75,6 +75,7 @@ TEST(ClientStatusTest, LocalErrorsHaveTheSameForm) {
   EXPECT_EQ(DetailsOf(status).reason, kLocalIoReason);
   EXPECT_EQ(DetailsOf(LocalIoError("", "/x/y", ENOENT)).reason, "FILE_NOT_FOUND");
   EXPECT_EQ(DetailsOf(WithNote(status, "more")).file, "/x/y");
+  EXPECT_EQ(DetailsOf(LocalIoError("", "/caf\xe9", EIO)).file, "/caf?");  // a path need not be UTF-8
 }
 
 }  // namespace

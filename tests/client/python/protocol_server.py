@@ -1,4 +1,5 @@
-"""The Workspaces, Operations and Compression protocols in memory, on a real socket, with faults that a test can order."""
+"""The Workspaces, Operations and Compression protocols in memory, on a real socket, with faults that a test can
+order."""
 
 import hashlib
 import threading
@@ -102,6 +103,7 @@ class ProtocolServer(
         return page
 
     def DeleteWorkspace(self, request: Any, context: Any) -> Any:
+        self._maybe_unavailable("DeleteWorkspace", context)
         if request.name not in self.workspaces:
             abort(context, status(5, f"no {request.name}", "WORKSPACE_NOT_FOUND"))
         if any(not operation.done for operation in self.operations.values()):
@@ -139,7 +141,7 @@ class ProtocolServer(
                 upload.committed_size = len(data)
                 return upload
         upload = workspaces_pb2.Upload(
-            name=f"{request.file.split('/files/')[0]}/uploads/{len(self.uploads)}",
+            name=f"{request.file.split('/files/')[0]}/uploads/{uuid.uuid4().hex}",
             file=request.file,
             size_bytes=request.size_bytes,
             sha256=request.sha256,

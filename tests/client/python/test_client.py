@@ -173,7 +173,13 @@ def test_save_model(client: tuple[Any, _Loop], server: ProtocolServer) -> None:
     server.faults.unavailable = {"WaitOperation": 1}
     operation = run(
         c.save_model(
-            "workspaces/a", "m.onnx", "r.txt", "results/x", reference_defects=True, execution_timeout=1.5, request_id="id"
+            "workspaces/a",
+            "m.onnx",
+            "r.txt",
+            "results/x",
+            reference_defects=True,
+            execution_timeout=1.5,
+            request_id="id",
         )
     )
     response = run(operation.result())
@@ -237,8 +243,10 @@ def test_unreachable_server() -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "names"),
-    [("m", ["m_deploy_model.onnx", "m_fake_quant_model.onnx", "m_report.json"])]
-    + [("", ["deploy_model.onnx", "fake_quant_model.onnx", "report.json"])],
+    [
+        ("m", ["m_deploy_model.onnx", "m_fake_quant_model.onnx", "m_report.json"]),
+        ("", ["deploy_model.onnx", "fake_quant_model.onnx", "report.json"]),
+    ],
 )
 def test_save_model_files(
     client: tuple[Any, _Loop], server: ProtocolServer, tmp_path: Path, prefix: str, names: list[str]
@@ -264,6 +272,17 @@ def test_named_workspace_is_kept(client: tuple[Any, _Loop], server: ProtocolServ
     run(c.save_prune_retrain_model_files(tmp_path / "modified.onnx", f"{tmp_path}/out/", workspace="mine"))
     assert server.workspaces == {"workspaces/mine"}
     assert "workspaces/mine/files/model/modified.onnx" in server.files
+
+
+def test_workspace_that_cannot_be_deleted_costs_no_results(
+    client: tuple[Any, _Loop], server: ProtocolServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    c, run = client
+    (tmp_path / "model.onnx").write_bytes(b"")
+    server.faults.unavailable = {"DeleteWorkspace": 100}
+    saved = run(c.save_prune_retrain_model_files(tmp_path / "model.onnx", f"{tmp_path}/out/"))
+    assert saved.deploy_model.exists()
+    assert "is left on the server" in caplog.text
 
 
 def test_failed_flow_leaves_nothing(client: tuple[Any, _Loop], server: ProtocolServer, tmp_path: Path) -> None:
@@ -331,7 +350,7 @@ def test_one_client_for_many_threads(server: ProtocolServer, tmp_path: Path) -> 
                 c.upload_file("workspaces/a", str(index), source)
                 c.download_file(f"workspaces/a/files/{index}", tmp_path / f"{index}.copy")
                 assert (tmp_path / f"{index}.copy").read_bytes() == source.read_bytes()
-            except BaseException as error:  # noqa: BLE001  told by the main thread
+            except BaseException as error:
                 failures.append(error)
 
         threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
@@ -366,5 +385,8 @@ def test_blocking_and_asyncio_clients_agree() -> None:
     assert set(public(Client)) == set(public(AsyncClient))
     for name, method in public(Client).items():
         other = public(AsyncClient)[name]
-        assert method.__code__.co_varnames[: method.__code__.co_argcount] == other.__code__.co_varnames[: other.__code__.co_argcount]
+        assert (
+            method.__code__.co_varnames[: method.__code__.co_argcount]
+            == other.__code__.co_varnames[: other.__code__.co_argcount]
+        )
         assert method.__kwdefaults__ == other.__kwdefaults__

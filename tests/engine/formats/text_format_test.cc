@@ -222,6 +222,25 @@ TEST(ParseTextFormatTest, HostileNestingIsAnErrorNotACrash) {
   EXPECT_EQ(ReasonOf(ErrorOf("record: " + std::string(200'000, '['))), v1::RECORD_SYNTAX);
 }
 
+TEST(ParseTextFormatTest, ErrorsQuoteNoMoreThanAPartOfTheText) {
+  for (const char* letter : {"a", "\xE4\xB8\xAD"}) {
+    std::string text = "record { key: 'a' } ";
+    const bool ascii = letter[1] == '\0';
+    text += ascii ? "" : "record { value { offset_d: '";
+    for (int i = 0; i < 100'000; ++i) {
+      text += letter;
+    }
+    text += ascii ? "" : "' } }";
+    const absl::Status status = ErrorOf(text);
+    EXPECT_EQ(ReasonOf(status), v1::RECORD_SYNTAX);
+    EXPECT_LT(status.message().size(), 400);
+    SingleLayerRecord layer;  // the message is UTF-8 itself
+    layer.set_dst_type(std::string(status.message()));
+    SingleLayerRecord again;
+    EXPECT_TRUE(ParseTextFormat(PrintTextFormat(layer), v1::RECORD_SYNTAX, "r.txt", again).ok()) << status;
+  }
+}
+
 TEST(ParseTextFormatTest, TellsWhereOutermostMessagesBegin) {
   ScaleOffsetRecord record;
   auto positions = ParseTextFormat(

@@ -3,6 +3,7 @@
 Names: a workspace is "workspaces/{id}", a file "workspaces/{id}/files/{path}", an operation "operations/{id}".
 """
 
+import logging
 import os
 import posixpath
 import time
@@ -35,6 +36,7 @@ from modelpress.v1 import compression_pb2, workspaces_pb2
 from modelpress.v1 import operations_pb2 as metadata_pb2
 
 ResponseT = TypeVar("ResponseT")
+_LOGGER = logging.getLogger("modelpress")
 LocalPath = str | os.PathLike[str]
 
 _WORKSPACES = "/modelpress.v1.Workspaces/"
@@ -517,7 +519,10 @@ class AsyncClient:
             with suppress(errors.Error):  # the first failure is the one to tell
                 await self.delete_workspace(workspace.name)
             raise
-        await self.delete_workspace(workspace.name)
+        try:
+            await self.delete_workspace(workspace.name)
+        except errors.Error as error:  # the results are there: no reason to fail
+            _LOGGER.warning("the temporary %s is left on the server: %s", workspace.name, error)
 
     async def _pages(self, method: Method[Any], request: Any) -> list[Any]:
         pages = [await self._transport.unary(method, request)]
