@@ -370,6 +370,21 @@ ItemId Graph::AddNode(const std::string& name, onnx::NodeProto proto, int inputs
   return added_.back();
 }
 
+ItemId Graph::AddReplacement(ItemId id, onnx::NodeProto proto, int inputs) {
+  Item item;
+  item.name = items_[id].name;
+  item.node.proto = std::move(proto);
+  item.inputs.resize(inputs);
+  item.outputs = items_[id].outputs;
+  item.uses.resize(item.outputs.size());
+  items_.push_back(std::move(item));
+  added_.push_back(static_cast<ItemId>(items_.size()) - 1);
+  for (int output = 0; output < static_cast<int>(items_[id].outputs.size()); ++output) {
+    TakeUses(Value{id, output}, Value{added_.back(), output});
+  }
+  return added_.back();
+}
+
 ItemId Graph::AddInitializer(const std::string& name, Tensor tensor) {
   Item item;
   item.kind = Item::Kind::kInitializer;
@@ -430,10 +445,9 @@ void Graph::InsertBefore(ItemId id, int input, ItemId between) {
   SetInput(between, 0, producer);
 }
 
-void Graph::MoveUses(Value from, Value to, const std::string& renamed) {
-  std::vector<Use> moved = std::exchange(MutableUsesOf(from), {});
+bool Graph::TakeUses(Value from, Value to) {
   bool is_graph_output = false;
-  for (const Use& use : moved) {
+  for (const Use& use : std::exchange(MutableUsesOf(from), {})) {
     if (use.item == Use::kGraphOutput) {
       graph_outputs_[use.input] = to;
       is_graph_output = true;
@@ -442,7 +456,11 @@ void Graph::MoveUses(Value from, Value to, const std::string& renamed) {
     }
     MutableUsesOf(to).push_back(use);
   }
-  if (is_graph_output) {
+  return is_graph_output;
+}
+
+void Graph::MoveUses(Value from, Value to, const std::string& renamed) {
+  if (TakeUses(from, to)) {
     std::string& name = items_[from.item].outputs[from.output];
     items_[to.item].outputs[to.output] = name;
     name = UniqueTensorName(renamed);

@@ -93,7 +93,9 @@ class Graph {
   // Adds at the front of the list, under a name not yet taken (suffix 1, 2, ...). `proto` carries op_type, attributes and
   // doc_string; inputs start unlinked. Output tensors get the given names, made unique too unless repeats_tensor_names.
   ItemId AddNode(const std::string& name, onnx::NodeProto proto, int inputs, const std::vector<std::string>& outputs);
-  // The same for an initializer; its tensor is named like the item.
+  // Adds a node at the front that stands for `id`: same name, same output tensors, all its uses. `id` is left without uses, for Remove.
+  ItemId AddReplacement(ItemId id, onnx::NodeProto proto, int inputs);
+  // The same as AddNode for an initializer; its tensor is named like the item.
   ItemId AddInitializer(const std::string& name, Tensor tensor);
   // Exchanges the item for an initializer with the same single output and uses, at the same place in the list.
   void ReplaceByInitializer(ItemId id, Tensor tensor);
@@ -122,6 +124,8 @@ class Graph {
 
   absl::Status Link();
   void DropUse(Value value, Use use);
+  // Moves the uses; true if one is a graph output.
+  bool TakeUses(Value from, Value to);
   std::vector<Use>& MutableUsesOf(Value value);
   std::string UniqueItemName(const std::string& name);
   std::string UniqueTensorName(const std::string& name);

@@ -238,7 +238,7 @@ class WriteJob {
       } else if (next_ < chunks_.size()) {
         const Chunk& chunk = chunks_[next_++];
         // After an error only what could have an earlier one is still of interest.
-        if (!error_.ok() && std::make_pair(chunk.file, chunk.offset) > error_place_) {
+        if (!error_.ok() && std::pair(chunk.file, chunk.offset) > error_place_) {
           continue;
         }
         ++running_;
@@ -284,7 +284,7 @@ class WriteJob {
 
   // Keeps the error that comes first in the files: which one is met first depends on the threads.
   void NoteError(const absl::Status& status, size_t file, uint64_t offset) {
-    if (error_.ok() || std::make_pair(file, offset) < error_place_) {
+    if (error_.ok() || std::pair(file, offset) < error_place_) {
       error_ = status;
       error_place_ = {file, offset};
     }

@@ -451,8 +451,8 @@ class MergeQuantizers final : public Pass {
     std::set<std::pair<ItemId, int>> done;
     for (const auto& quantizer : made_.quantizers()) {
       const Value producer = graph.InputOf(quantizer.first, 0);
-      if (!done.insert({producer.item, producer.output}).second) {
-        continue;
+      if (producer.is_none() || !done.insert({producer.item, producer.output}).second) {
+        continue;  // merged already, or its tensor is done
       }
       std::map<std::tuple<uint32_t, int, std::string>, ItemId> first;
       for (const Use& use : std::vector<Use>(graph.UsesOf(producer))) {

@@ -66,14 +66,11 @@ class ReplaceRnns final : public Pass {
   static void Replace(Graph& graph, const RecordedLayer& layer) {
     const bool lstm = layer.rule->kind == OpKind::kLstm;
     const LayerFactors& factors = *layer.factors;
-    const std::string name = graph.item(layer.id).name;
-    const std::vector<std::string> outputs = graph.item(layer.id).outputs;
-
-    const ItemId device = graph.AddNode(name, DeviceNode(graph.item(layer.id).node.proto, layer, lstm), lstm ? 9 : 8, outputs);
+    const ItemId device = graph.AddReplacement(layer.id, DeviceNode(graph.item(layer.id).node.proto, layer, lstm), lstm ? 9 : 8);
     std::vector<float> scales = Times(factors.scale_w, factors.scale_d);
     const std::vector<float> recurrent = Times(factors.scale_r, factors.scale_h);
     scales.insert(scales.end(), recurrent.begin(), recurrent.end());
-    const ItemId param = AddDequantParam(graph, name, scales, /*truncate=*/false);
+    const ItemId param = AddDequantParam(graph, graph.item(layer.id).name, scales, /*truncate=*/false);
 
     // X, W, R, initial_h, [initial_c], B, sequence_lens, none, parameters; the numbers are the inputs of the ONNX operator.
     std::vector<int> from = {0, 1, 2, 5};
@@ -85,13 +82,7 @@ class ReplaceRnns final : public Pass {
       graph.SetInput(device, static_cast<int>(i), graph.InputOf(layer.id, from[i]));
     }
     graph.SetInput(device, static_cast<int>(from.size()) + 1, Value{param, 0});
-    for (int i = 0; i < static_cast<int>(outputs.size()); ++i) {
-      graph.MoveUses(Value{layer.id, i}, Value{device, i}, "");
-    }
     graph.Remove(layer.id);
-    // It stands for the old node, under its name and with its tensors.
-    graph.mutable_item(device).name = name;
-    graph.mutable_item(device).outputs = outputs;
   }
 
   static onnx::NodeProto DeviceNode(const onnx::NodeProto& old, const RecordedLayer& layer, bool lstm) {

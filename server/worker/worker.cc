@@ -1,6 +1,7 @@
 #include "server/worker/worker.h"
 
 #include <poll.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 

@@ -21,8 +21,7 @@ namespace fs = std::filesystem;
 const fs::path kGolden = fs::path(MODELPRESS_TEST_DATA) / "golden" / "save";
 
 // Where the reference is wrong and modelpress, unless asked otherwise, writes something else.
-const std::set<std::string> kDefectCases = {"shared_initializer_handmade", "opset_three_domains_handmade", "model_metadata_handmade",
-                                            "name_collisions_handmade"};
+const std::set<std::string> kDefectCases = {"shared_initializer_handmade", "opset_three_domains_handmade", "model_metadata_handmade"};
 
 std::string ReadFile(const fs::path& path) {
   std::ifstream stream(path, std::ios::binary);

@@ -70,7 +70,8 @@ TEST(GraphTest, MoveUsesHandsOverGraphOutputs) {
   EXPECT_EQ(graph->item(b).outputs[0], "b_output0");
   auto model = graph->ToModel();
   ASSERT_TRUE(model.ok());
-  EXPECT_EQ(model->nodes.back().proto.input(0), "b_output0");
+  EXPECT_THAT(Names(*graph), ElementsAre("a", "b", "n", "c"));
+  EXPECT_EQ(model->nodes[2].proto.input(0), "b_output0");
 }
 
 TEST(GraphTest, InsertBeforeKeepsOtherUses) {

@@ -149,7 +149,7 @@ TEST_P(BlobStoreConformance, TooFewAndTooManyBytes) {
   EXPECT_REASON(writer->Append(bytes + "x"), DIGEST_MISMATCH);
   EXPECT_EQ(writer->committed_size(), 0);
   ASSERT_OK(writer->Append(bytes.substr(0, 99)));
-  EXPECT_REASON(writer->Append("xy"), DIGEST_MISMATCH);
+  EXPECT_REASON(writer->Append(std::string("xy")), DIGEST_MISMATCH);
   EXPECT_EQ(writer->committed_size(), 99);
   EXPECT_REASON(writer->Finish(), DIGEST_MISMATCH);
   EXPECT_EQ(CommittedSize("u1"), 0);

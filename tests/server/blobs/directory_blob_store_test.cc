@@ -82,9 +82,8 @@ TEST(DirectoryBlobStoreTest, AFullDiskLosesNothing) {
     EXPECT_REASON(writer->Append(bytes.substr(600'001)), STORAGE_FULL);
     EXPECT_EQ(writer->committed_size(), 600'001);
     EXPECT_EQ(*store->CommittedSize("u1"), 600'001);
-    EXPECT_REASON(store->OpenWriter("u2", InfoOf("x")).status().ok() ? (*store->OpenWriter("u2", InfoOf("x")))->Append("x")
-                                                                     : absl::OkStatus(),
-                  STORAGE_FULL);
+    ASSERT_OK_AND_ASSIGN(std::unique_ptr<BlobWriter> other, store->OpenWriter("u2", InfoOf("x")));
+    EXPECT_REASON(other->Append(std::string("x")), STORAGE_FULL);
     disk->Free();
     EXPECT_OK(writer->Append(bytes.substr(600'001)));  // the same writer goes on
     EXPECT_OK(writer->Finish());

@@ -334,7 +334,7 @@ TEST_P(JobStoreConformance, LeasesRunOut) {
   ASSERT_OK(jobs().Heartbeat("o1", 1, {}, Lease()));
   EXPECT_THAT(expired(), ElementsAre("o2"));
   ASSERT_OK(jobs().Finish("o1", 1, Success()));
-  ASSERT_OK(jobs().Requeue("o2", 1));
+  ASSERT_OK(jobs().Requeue("o2", 1, /*failed=*/true));
   ASSERT_OK_AND_ASSIGN(leased, jobs().Leased());
   EXPECT_THAT(Ids(leased), IsEmpty());
 }
@@ -355,7 +355,7 @@ TEST_P(JobStoreConformance, OnlyTheHolderMovesAJob) {
       EXPECT_NOT_HELD(jobs().Heartbeat("o1", attempt, {}, clock_.Now() + absl::Hours(1)));
       EXPECT_NOT_HELD(jobs().Finish("o1", attempt, Success({Output("results/x")})));
       EXPECT_NOT_HELD(jobs().Finish("o1", attempt, Failure()));
-      EXPECT_NOT_HELD(jobs().Requeue("o1", attempt));
+      EXPECT_NOT_HELD(jobs().Requeue("o1", attempt, /*failed=*/true));
     }
     ASSERT_OK_AND_ASSIGN(Job after, jobs().Get("o1"));
     EXPECT_TRUE(SameJob(before, after));
@@ -363,7 +363,7 @@ TEST_P(JobStoreConformance, OnlyTheHolderMovesAJob) {
   }
   EXPECT_NOT_HELD(jobs().Heartbeat("none", 1, {}, Lease()));
   EXPECT_NOT_HELD(jobs().Finish("none", 1, Success()));
-  EXPECT_NOT_HELD(jobs().Requeue("none", 1));
+  EXPECT_NOT_HELD(jobs().Requeue("none", 1, /*failed=*/true));
 }
 
 TEST_P(JobStoreConformance, ClaimLeavesAllButPendingJobsAlone) {
@@ -449,7 +449,7 @@ TEST_P(JobStoreConformance, RequeueGivesAnotherAttempt) {
   v1::Progress progress;
   progress.set_done(5);
   ASSERT_OK(jobs().Heartbeat("o1", 1, progress, Lease()));
-  ASSERT_OK(jobs().Requeue("o1", 1));
+  ASSERT_OK(jobs().Requeue("o1", 1, /*failed=*/true));
   ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
   EXPECT_EQ(job.metadata.state(), Metadata::PENDING);
   EXPECT_EQ(job.metadata.attempt(), 1);
@@ -463,7 +463,7 @@ TEST_P(JobStoreConformance, RequeueGivesAnotherAttempt) {
   // What is left of the first attempt can do no harm.
   EXPECT_NOT_HELD(jobs().Heartbeat("o1", 1, progress, Lease()));
   EXPECT_NOT_HELD(jobs().Finish("o1", 1, Success({Output("results/x")})));
-  EXPECT_NOT_HELD(jobs().Requeue("o1", 1));
+  EXPECT_NOT_HELD(jobs().Requeue("o1", 1, /*failed=*/true));
   ASSERT_OK_AND_ASSIGN(job, jobs().Get("o1"));
   EXPECT_TRUE(SameJob(job, *claimed));
   EXPECT_REASON(workspaces().GetFile("w", "results/x"), FILE_NOT_FOUND);
@@ -472,7 +472,7 @@ TEST_P(JobStoreConformance, RequeueGivesAnotherAttempt) {
 
 TEST_P(JobStoreConformance, RequeueEndsACancelledJob) {
   MakeJobIn(Metadata::CANCELLING, "o1");
-  ASSERT_OK(jobs().Requeue("o1", 1));
+  ASSERT_OK(jobs().Requeue("o1", 1, /*failed=*/true));
   ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
   EXPECT_EQ(job.metadata.state(), Metadata::CANCELLED);
   ASSERT_TRUE(job.error.has_value());

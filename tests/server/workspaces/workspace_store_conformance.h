@@ -142,7 +142,7 @@ TEST_P(WorkspaceStoreConformance, DeleteWaitsForTheLastOperation) {
   EXPECT_REASON(workspaces().DeleteWorkspace("w"), WORKSPACE_BUSY);
   ASSERT_OK(handle_->jobs().RequestCancel("o1"));
   EXPECT_REASON(workspaces().DeleteWorkspace("w"), WORKSPACE_BUSY);
-  ASSERT_OK(handle_->jobs().Requeue("o1", 1));
+  ASSERT_OK(handle_->jobs().Requeue("o1", 1, /*failed=*/true));
   EXPECT_OK(workspaces().DeleteWorkspace("w"));
   EXPECT_OK(handle_->jobs().Get("o1"));  // what was done stays known
 }

@@ -1,0 +1,224 @@
+// modelpressd: one binary, four roles. docs/server.md.
+#include <fcntl.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
+#include "absl/flags/usage_config.h"
+#include "absl/log/log.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "engine/base/status.h"
+#include "grpc/support/log.h"
+#include "server/daemon/daemon.h"
+#include "server/daemon/health_probe.h"
+#include "server/log/log.h"
+#include "server/worker/run.h"
+
+ABSL_FLAG(std::string, data_dir, "", "serve, work: folder for database, files and scratch space; made if missing");
+ABSL_FLAG(std::string, listen, "localhost:50051",
+          "serve: address of the gRPC services; port 0 picks one. Plaintext, so loopback only (TLS is not built in yet)");
+ABSL_FLAG(bool, insecure_plaintext, false,
+          "serve: allow plaintext on any address, where a mesh or proxy protects the connection; anyone who reaches it may do everything");
+ABSL_FLAG(std::string, metrics_listen, "localhost:9464", "serve, work: address of Prometheus metrics over HTTP; empty: off");
+ABSL_FLAG(std::string, port_file, "", "serve: file to write the gRPC port to once calls are taken");
+ABSL_FLAG(int, workers, 1, "serve, work: operations worked on at a time by this process; serve takes 0 where others work");
+ABSL_FLAG(int, threads_per_operation, 0, "threads of one operation; 0: the processors shared out among the workers");
+ABSL_FLAG(int64_t, child_memory_limit_mb, 0, "memory that one operation may allocate, in MiB; 0: no limit");
+ABSL_FLAG(int64_t, child_cpu_limit_s, 0, "CPU time of one operation, in seconds over all threads; 0: no limit");
+ABSL_FLAG(int64_t, child_file_limit_mb, 0, "size of one output file, in MiB; 0: no limit");
+ABSL_FLAG(double, max_execution_s, 86400, "time of one attempt at an operation, in seconds; caps execution_timeout of calls");
+ABSL_FLAG(double, lease_s, 10, "time after which an operation is taken from a worker that cannot be heard of, in seconds");
+ABSL_FLAG(double, drain_timeout_s, 30, "time that calls and operations get to end after SIGTERM, in seconds");
+ABSL_FLAG(std::string, log_format, "json", "json (one object per line) or text");
+ABSL_FLAG(std::string, target, "localhost:50051", "health: address of the server to ask");
+
+namespace modelpress::server {
+namespace {
+
+constexpr char kUsage[] = R"(usage: modelpressd ROLE [FLAGS]
+
+  serve    the gRPC services, and workers in the same process
+  work     workers only, for the queue in --data_dir
+  run      one operation; started by workers
+  health   asks the server at --target: exit code 0 if it serves, else 1
+
+A second SIGTERM or SIGINT ends the process without waiting. Exit codes: 0 ended on request, 1 could not start, 64 wrong usage.
+
+Flags:
+)";
+constexpr int kExitUsage = 64;
+
+void PrintHelp() {
+  std::cout << kUsage;
+  std::vector<absl::CommandLineFlag*> flags;
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (absl::EndsWith(flag->Filename(), "server/main.cc")) {
+      flags.push_back(flag);
+    }
+  }
+  std::ranges::sort(flags, {}, [](const absl::CommandLineFlag* flag) { return std::string(flag->Name()); });
+  for (const absl::CommandLineFlag* flag : flags) {
+    std::cout << "  --" << flag->Name() << "=" << flag->DefaultValue() << "\n        " << flag->Help() << "\n";
+  }
+}
+
+int UsageError(absl::string_view message) {
+  std::cerr << "modelpressd: " << message << "; see modelpressd --help\n";
+  return kExitUsage;
+}
+
+absl::StatusOr<DaemonOptions> OptionsFromFlags(absl::string_view role) {
+  auto require = [](bool condition, absl::string_view message) {
+    return condition ? absl::OkStatus() : absl::InvalidArgumentError(message);
+  };
+  DaemonOptions options;
+  options.data_folder = absl::GetFlag(FLAGS_data_dir);
+  options.listen = role == "serve" ? absl::GetFlag(FLAGS_listen) : "";
+  options.insecure_plaintext = absl::GetFlag(FLAGS_insecure_plaintext);
+  options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
+  options.workers = absl::GetFlag(FLAGS_workers);
+  options.drain_timeout = absl::Seconds(absl::GetFlag(FLAGS_drain_timeout_s));
+  options.worker.lease = absl::Seconds(absl::GetFlag(FLAGS_lease_s));
+  options.worker.max_execution = absl::Seconds(absl::GetFlag(FLAGS_max_execution_s));
+  const int threads = absl::GetFlag(FLAGS_threads_per_operation);
+  const int processors = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  options.worker.threads_per_operation = threads > 0 ? threads : std::max(1, processors / std::max(1, options.workers));
+  const int64_t memory_mb = absl::GetFlag(FLAGS_child_memory_limit_mb);
+  const int64_t cpu_s = absl::GetFlag(FLAGS_child_cpu_limit_s);
+  const int64_t file_mb = absl::GetFlag(FLAGS_child_file_limit_mb);
+  MP_RETURN_IF_ERROR(require(!options.data_folder.empty(), "--data_dir is needed"));
+  MP_RETURN_IF_ERROR(require(role == "work" || !options.listen.empty(), "--listen must not be empty"));
+  MP_RETURN_IF_ERROR(require(options.workers >= (role == "work" ? 1 : 0), "--workers is too small"));
+  MP_RETURN_IF_ERROR(require(threads >= 0, "--threads_per_operation must not be negative"));
+  MP_RETURN_IF_ERROR(require(memory_mb >= 0 && cpu_s >= 0 && file_mb >= 0, "the --child_..._limit flags must not be negative"));
+  MP_RETURN_IF_ERROR(require(options.worker.lease >= absl::Milliseconds(100), "--lease_s must be 0.1 or more"));
+  MP_RETURN_IF_ERROR(require(options.worker.max_execution > absl::ZeroDuration(), "--max_execution_s must be positive"));
+  MP_RETURN_IF_ERROR(require(options.drain_timeout >= absl::ZeroDuration(), "--drain_timeout_s must not be negative"));
+  options.worker.limits = {.memory_bytes = static_cast<uint64_t>(memory_mb) << 20,
+                           .cpu_seconds = static_cast<uint64_t>(cpu_s),
+                           .file_bytes = static_cast<uint64_t>(file_mb) << 20};
+  return options;
+}
+
+// Complete or not there at all, whenever it is read.
+absl::Status WritePortFile(const std::string& path, int port) {
+  const std::string temporary = path + ".tmp";
+  std::ofstream(temporary) << port << "\n";
+  if (std::rename(temporary.c_str(), path.c_str()) != 0) {
+    return absl::UnavailableError(absl::StrCat("cannot write --port_file=", path, ": ", std::strerror(errno)));
+  }
+  return absl::OkStatus();
+}
+
+void LogGrpc(gpr_log_func_args* args) {
+  const auto severity = args->severity == GPR_LOG_SEVERITY_ERROR ? absl::LogSeverity::kWarning : absl::LogSeverity::kInfo;
+  LOG(LEVEL(severity)).AtLocation(args->file, args->line) << "gRPC: " << args->message;
+}
+
+int RunDaemon(absl::string_view role) {
+  const std::string format = absl::GetFlag(FLAGS_log_format);
+  if (format != "json" && format != "text") {
+    return UsageError("--log_format is json or text");
+  }
+  const absl::StatusOr<DaemonOptions> options = OptionsFromFlags(role);
+  if (!options.ok()) {
+    return UsageError(options.status().message());
+  }
+  // Before any thread starts, so that all inherit it: signals to stop are taken by sigwait below and nowhere else; no code runs in a handler.
+  sigset_t stop_signals;
+  sigemptyset(&stop_signals);
+  sigaddset(&stop_signals, SIGTERM);
+  sigaddset(&stop_signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+
+  const LogOutput log(format == "json" ? LogOutput::Format::kJson : LogOutput::Format::kText, STDERR_FILENO);
+  gpr_set_log_function(LogGrpc);
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(*options);
+  if (!daemon.ok()) {
+    LOG(ERROR) << "cannot start: " << daemon.status().message();
+    return 1;
+  }
+  const std::string port_file = absl::GetFlag(FLAGS_port_file);
+  if (role == "serve") {
+    LOG(INFO) << "modelpressd " << MODELPRESS_VERSION << " serves on port " << (*daemon)->port() << " (--listen=" << options->listen
+              << "), data in " << options->data_folder;
+    if (absl::Status written = port_file.empty() ? absl::OkStatus() : WritePortFile(port_file, (*daemon)->port()); !written.ok()) {
+      LOG(ERROR) << "cannot start: " << written.message();
+      return 1;
+    }
+  } else {
+    LOG(INFO) << "modelpressd " << MODELPRESS_VERSION << " works on the queue in " << options->data_folder;
+  }
+  if ((*daemon)->metrics_port() != 0) {
+    LOG(INFO) << "metrics on port " << (*daemon)->metrics_port() << " (--metrics_listen=" << options->metrics_listen << ")";
+  }
+  int signal = 0;
+  sigwait(&stop_signals, &signal);
+  pthread_sigmask(SIG_UNBLOCK, &stop_signals, nullptr);
+  LOG(INFO) << "stopping on SIG" << sigabbrev_np(signal) << ", within " << absl::FormatDuration(options->drain_timeout);
+  (*daemon)->Stop();
+  daemon->reset();
+  LOG(INFO) << "stopped";
+  return 0;
+}
+
+int Main(int argc, char** argv) {
+  // Descriptors 0 to 2 must not become files of ours.
+  while (true) {
+    const int fd = open("/dev/null", O_RDWR);
+    if (fd > STDERR_FILENO) {
+      close(fd);
+      break;
+    }
+  }
+  // Without a look at flags: it must start quickly.
+  if (argc == 2 && absl::string_view(argv[1]) == "run") {
+    return RunChild();
+  }
+  const std::vector<absl::string_view> words(argv + 1, argv + argc);
+  if (std::ranges::find(words, "--help") != words.end() || std::ranges::find(words, "-h") != words.end()) {
+    PrintHelp();
+    return 0;
+  }
+  absl::FlagsUsageConfig usage;
+  usage.version_string = [] { return absl::StrCat("modelpressd ", MODELPRESS_VERSION, "\n"); };
+  absl::SetFlagsUsageConfig(usage);
+  const std::vector<char*> positional = absl::ParseCommandLine(argc, argv);
+  if (positional.size() != 2) {
+    return UsageError("give one role: serve, work or health");
+  }
+  const absl::string_view role = positional[1];
+  if (role == "serve" || role == "work") {
+    return RunDaemon(role);
+  }
+  if (role == "health") {
+    const absl::Status serving = ProbeHealth(absl::GetFlag(FLAGS_target), absl::Seconds(5));
+    if (!serving.ok()) {
+      std::cerr << "modelpressd: " << serving.message() << "\n";
+    }
+    return serving.ok() ? 0 : 1;
+  }
+  return UsageError(absl::StrCat("no such role: ", role));
+}
+
+}  // namespace
+}  // namespace modelpress::server
+
+int main(int argc, char** argv) { return modelpress::server::Main(argc, argv); }

@@ -1,0 +1,71 @@
+#include "server/rpc/status.h"
+
+#include <gtest/gtest.h>
+
+#include <optional>
+
+#include "engine/base/status.h"
+#include "google/rpc/error_details.pb.h"
+
+namespace modelpress::server {
+namespace {
+
+template <typename Detail>
+std::optional<Detail> Find(const google::rpc::Status& status) {
+  for (const auto& any : status.details()) {
+    if (Detail detail; any.UnpackTo(&detail)) {
+      return detail;
+    }
+  }
+  return std::nullopt;
+}
+
+TEST(StatusTest, EveryReasonHasItsCodeAndName) {
+  const auto* reasons = v1::Reason_descriptor();
+  for (int i = 0; i < reasons->value_count(); ++i) {
+    const auto reason = static_cast<v1::Reason>(reasons->value(i)->number());
+    if (reason == v1::REASON_UNSPECIFIED) {
+      continue;
+    }
+    const grpc::Status status = ToGrpcStatus(MakeError(reason, "text"));
+    EXPECT_EQ(static_cast<int>(status.error_code()), static_cast<int>(CodeOf(reason)));
+    google::rpc::Status rpc;
+    ASSERT_TRUE(rpc.ParseFromString(status.error_details()));
+    EXPECT_EQ(Find<google::rpc::ErrorInfo>(rpc)->reason(), reasons->value(i)->name());
+    EXPECT_EQ(Find<google::rpc::ErrorInfo>(rpc)->domain(), "modelpress");
+  }
+}
+
+TEST(StatusTest, FieldBecomesViolation) {
+  const google::rpc::Status rpc = ToRpcStatus(MakeError(v1::RECORD_VALUE, "bad", {.field = "record_file", .file = "r.txt", .line = 3}));
+  EXPECT_EQ(rpc.message(), "r.txt:3: bad");
+  const auto request = Find<google::rpc::BadRequest>(rpc);
+  ASSERT_TRUE(request.has_value());
+  EXPECT_EQ(request->field_violations(0).field(), "record_file");
+  EXPECT_EQ(Find<google::rpc::ErrorInfo>(rpc)->metadata().at("line"), "3");
+  EXPECT_FALSE(Find<google::rpc::PreconditionFailure>(rpc).has_value());
+}
+
+TEST(StatusTest, MissingFilesAreListed) {
+  const google::rpc::Status rpc = ToRpcStatus(WithMetadata(MakeError(v1::FILE_NOT_FOUND, "gone"), "missing", "a\nb/c"));
+  const auto failure = Find<google::rpc::PreconditionFailure>(rpc);
+  ASSERT_TRUE(failure.has_value());
+  ASSERT_EQ(failure->violations_size(), 2);
+  EXPECT_EQ(failure->violations(1).type(), "MISSING");
+  EXPECT_EQ(failure->violations(1).subject(), "b/c");
+}
+
+TEST(StatusTest, StatusWithoutReasonIsOurFault) {
+  const google::rpc::Status rpc = ToRpcStatus(absl::NotFoundError("lost"));
+  EXPECT_EQ(rpc.code(), static_cast<int>(absl::StatusCode::kInternal));
+  EXPECT_EQ(Find<google::rpc::ErrorInfo>(rpc)->reason(), "INTERNAL_ERROR");
+  EXPECT_NE(rpc.message().find("lost"), std::string::npos);
+}
+
+TEST(StatusTest, LongTextsFitIntoTrailers) {
+  const grpc::Status status = ToGrpcStatus(MakeError(v1::MODEL_UNREADABLE, std::string(100'000, 'x'), {.file = std::string(9000, 'f')}));
+  EXPECT_LT(status.error_message().size() + status.error_details().size(), 8000);
+}
+
+}  // namespace
+}  // namespace modelpress::server

@@ -1,0 +1,239 @@
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "grpcpp/client_context.h"
+#include "tests/server/testing/daemon_fixture.h"
+
+namespace modelpress::server {
+namespace {
+
+// Bytes that no two offsets share.
+std::string Content(size_t size, unsigned seed = 1) {
+  std::mt19937 random(seed);
+  std::string bytes(size, '\0');
+  for (char& byte : bytes) {
+    byte = static_cast<char>(random());
+  }
+  return bytes;
+}
+
+class WorkspacesServiceTest : public DaemonFixture {
+ protected:
+  WorkspacesServiceTest() {
+    Start(Options());
+    MakeWorkspace("w");
+  }
+
+  std::string Get(const std::string& file) {
+    v1::DownloadFileRequest request;
+    request.set_name(file);
+    std::string content;
+    const grpc::Status status = Download(request, &content);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return content;
+  }
+  v1::Upload GetUpload(const std::string& name) {
+    grpc::ClientContext context;
+    v1::GetUploadRequest request;
+    request.set_name(name);
+    v1::Upload upload;
+    const grpc::Status status = workspaces_->GetUpload(&context, request, &upload);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return upload;
+  }
+};
+
+TEST_F(WorkspacesServiceTest, FilesRoundTrip) {
+  for (const size_t size : {0, 1, 1 << 20, (3 << 20) + 17}) {
+    const std::string content = Content(size);
+    const std::string name = absl::StrCat("workspaces/w/files/d/f", size);
+    PutFile(name, content);
+    EXPECT_EQ(Get(name), content);
+  }
+  grpc::ClientContext list;
+  v1::ListFilesRequest request;
+  request.set_parent("workspaces/w");
+  request.set_page_size(3);
+  v1::ListFilesResponse page;
+  ASSERT_TRUE(workspaces_->ListFiles(&list, request, &page).ok());
+  EXPECT_EQ(page.files_size(), 3);
+  EXPECT_FALSE(page.next_page_token().empty());
+  EXPECT_EQ(page.files(0).sha256(), Sha256Hex(""));
+
+  grpc::ClientContext remove;
+  v1::DeleteFileRequest file;
+  file.set_name("workspaces/w/files/d/f1");
+  google::protobuf::Empty empty;
+  ASSERT_TRUE(workspaces_->DeleteFile(&remove, file, &empty).ok());
+  grpc::ClientContext again;
+  EXPECT_EQ(ReasonOf(workspaces_->DeleteFile(&again, file, &empty)), "FILE_NOT_FOUND");
+}
+
+TEST_F(WorkspacesServiceTest, WorkspaceIsListedAndDeleted) {
+  grpc::ClientContext list;
+  v1::ListWorkspacesResponse page;
+  ASSERT_TRUE(workspaces_->ListWorkspaces(&list, {}, &page).ok());
+  ASSERT_EQ(page.workspaces_size(), 1);
+  EXPECT_EQ(page.workspaces(0).name(), "workspaces/w");
+  grpc::ClientContext remove;
+  v1::DeleteWorkspaceRequest request;
+  request.set_name("workspaces/w");
+  google::protobuf::Empty empty;
+  ASSERT_TRUE(workspaces_->DeleteWorkspace(&remove, request, &empty).ok());
+  grpc::ClientContext get;
+  v1::GetWorkspaceRequest name;
+  name.set_name("workspaces/w");
+  v1::Workspace workspace;
+  EXPECT_EQ(ReasonOf(workspaces_->GetWorkspace(&get, name, &workspace)), "WORKSPACE_NOT_FOUND");
+}
+
+TEST_F(WorkspacesServiceTest, ServerChoosesIdOnceForARequestId) {
+  v1::CreateWorkspaceRequest request;
+  request.set_request_id("123e4567-e89b-12d3-a456-426614174000");
+  std::string name;
+  for (int i = 0; i < 2; ++i) {
+    grpc::ClientContext context;
+    v1::Workspace workspace;
+    ASSERT_TRUE(workspaces_->CreateWorkspace(&context, request, &workspace).ok());
+    EXPECT_TRUE(name.empty() || name == workspace.name());
+    name = workspace.name();
+  }
+}
+
+TEST_F(WorkspacesServiceTest, UploadGoesOnAtAnyByteAndAcrossRestart) {
+  const std::string content = Content(2'500'000);
+  const std::string name = "workspaces/w/files/big";
+  std::mt19937 random(7);
+  v1::Upload upload = StartUpload(name, content);
+  EXPECT_EQ(upload.committed_size(), 0);
+  for (int i = 0; i < 4; ++i) {
+    const size_t end = upload.committed_size() + random() % (content.size() - upload.committed_size() - 1);
+    v1::Upload answer;
+    const grpc::Status status = SendBytes(upload, content, end, &answer);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    EXPECT_FALSE(answer.complete());
+    EXPECT_EQ(answer.committed_size(), end);
+    if (i == 2) {
+      Stop();
+      Start(Options());
+    }
+    // Another process finds the same upload by its content.
+    EXPECT_EQ(StartUpload(name, content).name(), upload.name());
+    upload = GetUpload(upload.name());
+    EXPECT_EQ(upload.committed_size(), end);
+  }
+  v1::Upload answer;
+  ASSERT_TRUE(SendBytes(upload, content, content.size(), &answer).ok());
+  EXPECT_TRUE(answer.complete());
+  EXPECT_EQ(Get(name), content);
+}
+
+TEST_F(WorkspacesServiceTest, KnownContentIsNotSentAgain) {
+  const std::string content = Content(1000);
+  PutFile("workspaces/w/files/a", content);
+  MakeWorkspace("v");
+  EXPECT_TRUE(StartUpload("workspaces/v/files/b", content).complete());
+  EXPECT_EQ(Get("workspaces/v/files/b"), content);
+}
+
+TEST_F(WorkspacesServiceTest, WrongOffsetTellsTheRightOne) {
+  const std::string content = Content(1000);
+  v1::Upload upload = StartUpload("workspaces/w/files/a", content);
+  v1::Upload answer;
+  ASSERT_TRUE(SendBytes(upload, content, 300, &answer).ok());
+  upload.set_committed_size(200);
+  const grpc::Status status = SendBytes(upload, content, 500, &answer);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::OUT_OF_RANGE);
+  EXPECT_EQ(ReasonOf(status), "UPLOAD_OFFSET_MISMATCH");
+  EXPECT_EQ(MetadataOf(status, "committed_size"), "300");
+  EXPECT_EQ(GetUpload(upload.name()).committed_size(), 300);
+}
+
+TEST_F(WorkspacesServiceTest, WrongBytesAreDiscarded) {
+  std::string content = Content(1000);
+  const v1::Upload upload = StartUpload("workspaces/w/files/a", content);
+  content[500] ^= 1;
+  v1::Upload answer;
+  const grpc::Status status = SendBytes(upload, content, content.size(), &answer);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(ReasonOf(status), "DIGEST_MISMATCH");
+  grpc::ClientContext context;
+  v1::GetFileRequest request;
+  request.set_name("workspaces/w/files/a");
+  v1::File file;
+  EXPECT_EQ(ReasonOf(workspaces_->GetFile(&context, request, &file)), "FILE_NOT_FOUND");
+  content[500] ^= 1;
+  EXPECT_EQ(StartUpload("workspaces/w/files/a", content).committed_size(), 0);
+  PutFile("workspaces/w/files/a", content);
+}
+
+TEST_F(WorkspacesServiceTest, MoreBytesThanAnnouncedAreRefused) {
+  const std::string content = Content(1000);
+  const v1::Upload upload = StartUpload("workspaces/w/files/a", content);
+  v1::Upload answer;
+  EXPECT_EQ(ReasonOf(SendBytes(upload, content + "x", content.size() + 1, &answer)), "DIGEST_MISMATCH");
+}
+
+TEST_F(WorkspacesServiceTest, SecondStreamOfAnUploadIsToldToWait) {
+  const std::string content = Content(1000);
+  const v1::Upload upload = StartUpload("workspaces/w/files/a", content);
+  grpc::ClientContext context;
+  v1::Upload first_answer;
+  auto first = workspaces_->UploadBytes(&context, &first_answer);
+  v1::UploadBytesRequest message;
+  message.set_upload(upload.name());
+  message.set_data(content.substr(0, 10));
+  ASSERT_TRUE(first->Write(message));
+  while (GetUpload(upload.name()).committed_size() != 10) {
+  }
+  v1::Upload answer;
+  v1::Upload second = upload;
+  second.set_committed_size(10);
+  const grpc::Status status = SendBytes(second, content, 20, &answer);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(ReasonOf(status), "UPLOAD_BUSY");
+  first->WritesDone();
+  EXPECT_TRUE(first->Finish().ok());
+  EXPECT_TRUE(SendBytes(second, content, content.size(), &answer).ok());
+  EXPECT_TRUE(answer.complete());
+}
+
+TEST_F(WorkspacesServiceTest, PathsStayInside) {
+  for (const char* file : {"workspaces/w/files/../x", "workspaces/w/files//etc/passwd", "workspaces/w/files/a/../../b"}) {
+    grpc::ClientContext context;
+    v1::StartUploadRequest request;
+    request.set_file(file);
+    request.set_sha256(Sha256Hex(""));
+    v1::Upload upload;
+    const grpc::Status status = workspaces_->StartUpload(&context, request, &upload);
+    EXPECT_EQ(ReasonOf(status), "NAME_INVALID") << file;
+    EXPECT_EQ(MetadataOf(status, "field"), "file");
+  }
+}
+
+TEST_F(WorkspacesServiceTest, DownloadsTakeRanges) {
+  const std::string content = Content((2 << 20) + 100);
+  PutFile("workspaces/w/files/a", content);
+  v1::DownloadFileRequest request;
+  request.set_name("workspaces/w/files/a");
+  std::string got;
+  v1::File file;
+  for (const auto& [offset, length] : {std::pair<uint64_t, uint64_t>{0, 1}, {1, 0}, {1 << 20, 5}, {content.size(), 0},
+                                       {content.size() - 3, 10}, {7, (1 << 20) + 1}}) {
+    request.set_offset(offset);
+    request.set_length(length);
+    ASSERT_TRUE(Download(request, &got, &file).ok());
+    EXPECT_EQ(got, content.substr(offset, length == 0 ? std::string::npos : length)) << offset << " " << length;
+    EXPECT_EQ(file.size_bytes(), content.size());
+  }
+  request.set_offset(content.size() + 1);
+  EXPECT_EQ(ReasonOf(Download(request, &got)), "RANGE_INVALID");
+  request.set_offset(0);
+  request.set_sha256(std::string(64, '0'));
+  EXPECT_EQ(ReasonOf(Download(request, &got)), "FILE_CHANGED");
+}
+
+}  // namespace
+}  // namespace modelpress::server

@@ -1,0 +1,274 @@
+#include "server/worker/worker.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "grpcpp/client_context.h"
+#include "server/worker/owner.h"
+#include "tests/server/testing/daemon_fixture.h"
+
+namespace modelpress::server {
+namespace {
+
+std::string ReadFile(const std::string& path) {
+  std::stringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
+}
+
+// Processes `modelpressd run` whose parent is `parent`.
+std::set<pid_t> Children(pid_t parent) {
+  std::set<pid_t> children;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    pid_t pid = 0;
+    if (!absl::SimpleAtoi(entry.path().filename().string(), &pid)) {
+      continue;
+    }
+    const std::string stat = ReadFile(entry.path() / "stat");
+    std::istringstream fields(stat.substr(std::min(stat.size(), stat.rfind(')') + 1)));
+    std::string state;
+    pid_t its_parent = 0;
+    fields >> state >> its_parent;
+    if (its_parent == parent && state != "Z" && ReadFile(entry.path() / "cmdline").ends_with(std::string("\0run\0", 5))) {
+      children.insert(pid);
+    }
+  }
+  return children;
+}
+
+// Stops the only child of `parent`, which must come up soon: whoever is given an operation next holds it until it is killed.
+pid_t StopSpare(pid_t parent) {
+  std::set<pid_t> children;
+  while ((children = Children(parent)).empty()) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(children.size(), 1);
+  EXPECT_EQ(kill(*children.begin(), SIGSTOP), 0);
+  return *children.begin();
+}
+
+class WorkerTest : public DaemonFixture {
+ protected:
+  void StartWithWorker(const DaemonOptions& options) {
+    Start(options);
+    MakeWorkspace("w");
+    const char* source = std::getenv("MODELPRESS_SOURCE_DIR");
+    ASSERT_NE(source, nullptr);
+    const std::string golden = absl::StrCat(source, "/tests/golden/save/conv2d_bn_relu_linear/");
+    PutFile("workspaces/w/files/model/m.onnx", ReadFile(golden + "modified.onnx"));
+    PutFile("workspaces/w/files/record/r.txt", ReadFile(golden + "record.txt"));
+  }
+  DaemonOptions OneWorker() const {
+    DaemonOptions options = Options();
+    options.workers = 1;
+    return options;
+  }
+  std::string Submit(const std::string& model = "model/m.onnx", absl::Duration timeout = absl::ZeroDuration()) {
+    v1::SaveModelRequest request;
+    request.set_workspace("workspaces/w");
+    request.set_modified_onnx_file(model);
+    request.set_record_file("record/r.txt");
+    request.set_save_path("results/x");
+    if (timeout > absl::ZeroDuration()) {
+      request.mutable_options()->mutable_execution_timeout()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(timeout)));
+    }
+    grpc::ClientContext context;
+    google::longrunning::Operation operation;
+    const grpc::Status status = compression_->SaveModel(&context, request, &operation);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return operation.name();
+  }
+  void WaitUntilRunning(const std::string& name) {
+    google::longrunning::GetOperationRequest request;
+    request.set_name(name);
+    google::longrunning::Operation operation;
+    do {
+      grpc::ClientContext context;
+      ASSERT_TRUE(operations_->GetOperation(&context, request, &operation).ok());
+      ASSERT_FALSE(operation.done());
+    } while (MetadataOf(operation).state() != v1::OperationMetadata::RUNNING);
+  }
+  void ExpectSucceeded(const std::string& name, int attempt) {
+    const google::longrunning::Operation operation = Wait(name, 60);
+    ASSERT_TRUE(operation.done());
+    const v1::OperationMetadata metadata = MetadataOf(operation);
+    EXPECT_EQ(metadata.state(), v1::OperationMetadata::SUCCEEDED) << operation.error().ShortDebugString();
+    EXPECT_EQ(metadata.attempt(), attempt);
+    v1::SaveModelResponse response;
+    ASSERT_TRUE(operation.response().UnpackTo(&response));
+    EXPECT_EQ(response.deploy_model().name(), "workspaces/w/files/results/x_deploy_model.onnx");
+    EXPECT_EQ(response.report().name(), "workspaces/w/files/results/x_report.json");
+    v1::DownloadFileRequest download;
+    download.set_name(response.fake_quant_model().name());
+    download.set_sha256(response.fake_quant_model().sha256());
+    std::string content;
+    ASSERT_TRUE(Download(download, &content).ok());
+    EXPECT_EQ(content.size(), response.fake_quant_model().size_bytes());
+    EXPECT_EQ(Sha256Hex(content), response.fake_quant_model().sha256());
+    EXPECT_EQ(metadata.outputs_size(), 3 + response.external_data_size());
+  }
+  void ExpectFailed(const std::string& name, const std::string& reason, int attempt) {
+    const google::longrunning::Operation operation = Wait(name, 60);
+    ASSERT_TRUE(operation.done());
+    EXPECT_EQ(ReasonOf(operation.error()), reason) << operation.error().ShortDebugString();
+    EXPECT_EQ(MetadataOf(operation).attempt(), attempt);
+  }
+  bool ScratchIsEmpty() const { return std::filesystem::is_empty(folder_ + "/data/scratch"); }
+};
+
+TEST_F(WorkerTest, RunsAnOperation) {
+  StartWithWorker(OneWorker());
+  ExpectSucceeded(Submit(), 1);
+  ExpectSucceeded(Submit(), 1);
+  Stop();
+  EXPECT_TRUE(ScratchIsEmpty());
+}
+
+TEST_F(WorkerTest, BadInputFailsOnceAndForAll) {
+  StartWithWorker(OneWorker());
+  PutFile("workspaces/w/files/bad/m.onnx", "no model");
+  ExpectFailed(Submit("bad/m.onnx"), "MODEL_UNREADABLE", 1);
+}
+
+TEST_F(WorkerTest, KilledChildIsReplaced) {
+  StartWithWorker(OneWorker());
+  const pid_t child = StopSpare(getpid());
+  const std::string name = Submit();
+  WaitUntilRunning(name);
+  kill(child, SIGKILL);
+  ExpectSucceeded(name, 2);
+}
+
+TEST_F(WorkerTest, ChildThatAlwaysDiesFailsAfterThreeAttempts) {
+  DaemonOptions options = OneWorker();
+  options.worker.executable = "/bin/false";
+  StartWithWorker(options);
+  const std::string name = Submit();
+  ExpectFailed(name, "ENGINE_CRASHED", 3);
+}
+
+TEST_F(WorkerTest, CancelKillsTheChild) {
+  StartWithWorker(OneWorker());
+  const pid_t child = StopSpare(getpid());
+  const std::string name = Submit();
+  WaitUntilRunning(name);
+  grpc::ClientContext context;
+  google::longrunning::CancelOperationRequest request;
+  request.set_name(name);
+  google::protobuf::Empty empty;
+  const absl::Time begin = absl::Now();
+  ASSERT_TRUE(operations_->CancelOperation(&context, request, &empty).ok());
+  ExpectFailed(name, "OPERATION_CANCELLED", 1);
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(2));
+  EXPECT_FALSE(Children(getpid()).contains(child));
+  ExpectSucceeded(Submit(), 1);
+}
+
+TEST_F(WorkerTest, TimeoutKillsTheChild) {
+  StartWithWorker(OneWorker());
+  StopSpare(getpid());
+  ExpectFailed(Submit("model/m.onnx", absl::Milliseconds(100)), "OPERATION_DEADLINE", 1);
+}
+
+TEST_F(WorkerTest, MemoryLimitIsTold) {
+  DaemonOptions options = OneWorker();
+  options.worker.limits.memory_bytes = 128 << 20;
+  options.worker.executable = absl::StrCat(folder_, "/hog");
+  // Shared memory, which RLIMIT_DATA does not count.
+  std::ofstream(options.worker.executable) << "#!/usr/bin/python3\nimport mmap, sys\nm = mmap.mmap(-1, 1 << 28)\n"
+                                              "for i in range(0, 1 << 28, 4096): m[i] = 1\nsys.stdin.read()\n";
+  std::filesystem::permissions(options.worker.executable, std::filesystem::perms::owner_all);
+  StartWithWorker(options);
+  ExpectFailed(Submit(), "RESOURCE_LIMIT", 1);
+}
+
+TEST_F(WorkerTest, CpuLimitIsTold) {
+  DaemonOptions options = OneWorker();
+  options.worker.limits.cpu_seconds = 1;
+  options.worker.executable = absl::StrCat(folder_, "/spinner");
+  std::ofstream(options.worker.executable) << "#!/bin/sh\nwhile :; do :; done\n";
+  std::filesystem::permissions(options.worker.executable, std::filesystem::perms::owner_all);
+  StartWithWorker(options);
+  ExpectFailed(Submit(), "RESOURCE_LIMIT", 1);
+}
+
+TEST_F(WorkerTest, DrainGivesTheOperationBack) {
+  DaemonOptions options = OneWorker();
+  options.drain_timeout = absl::Milliseconds(200);
+  options.worker.max_failures = 1;  // a drain is no failure
+  StartWithWorker(options);
+  StopSpare(getpid());
+  const std::string name = Submit();
+  WaitUntilRunning(name);
+  Stop();
+  EXPECT_TRUE(ScratchIsEmpty());
+  Start(options);
+  ExpectSucceeded(name, 2);
+}
+
+TEST_F(WorkerTest, DrainLetsTheChildEnd) {
+  DaemonOptions options = OneWorker();
+  options.drain_timeout = absl::Seconds(60);
+  StartWithWorker(options);
+  const pid_t child = StopSpare(getpid());
+  const std::string name = Submit();
+  WaitUntilRunning(name);
+  std::thread stopper([this] { Stop(); });
+  kill(child, SIGCONT);
+  stopper.join();
+  options.workers = 0;
+  Start(options);
+  ExpectSucceeded(name, 1);
+}
+
+TEST_F(WorkerTest, WorkOfAKilledWorkerGoesOnAtOnce) {
+  DaemonOptions options = Options();
+  StartWithWorker(options);
+  std::string program = options.worker.executable;
+  std::string data = absl::StrCat("--data_dir=", options.data_folder);
+  std::string lease = "--lease_s=3600";
+  std::string metrics = "--metrics_listen=";
+  std::string role = "work";
+  char* arguments[] = {program.data(), role.data(), data.data(), lease.data(), metrics.data(), nullptr};
+  pid_t worker = 0;
+  ASSERT_EQ(posix_spawn(&worker, program.c_str(), nullptr, nullptr, arguments, environ), 0);
+  const pid_t child = StopSpare(worker);
+  const std::string name = Submit();
+  WaitUntilRunning(name);
+  kill(worker, SIGKILL);
+  waitpid(worker, nullptr, 0);
+  while (kill(child, 0) == 0 && !ReadFile(absl::StrCat("/proc/", child, "/stat")).empty() &&
+         ReadFile(absl::StrCat("/proc/", child, "/stat")).find(") Z ") == std::string::npos) {
+    std::this_thread::yield();  // the kernel kills it with its worker
+  }
+  Stop();
+  options.workers = 1;
+  Start(options);
+  ExpectSucceeded(name, 2);
+  Stop();
+  EXPECT_TRUE(ScratchIsEmpty());
+}
+
+TEST(OwnerTest, ThisProcessLivesAndOthersAreLeftAlone) {
+  const absl::StatusOr<std::string> owner = ThisOwner();
+  ASSERT_TRUE(owner.ok()) << owner.status();
+  EXPECT_FALSE(IsDeadOwner(*owner));
+  EXPECT_FALSE(IsDeadOwner("other-boot/1/2/3"));
+  EXPECT_FALSE(IsDeadOwner("nonsense"));
+  EXPECT_TRUE(IsDeadOwner(*owner + "0"));  // the pid came again, for a process with another start time
+}
+
+}  // namespace
+}  // namespace modelpress::server
