@@ -1,5 +1,5 @@
-// What the service's transfers and polls are compared with: gRPC alone. The same RPCs and messages over the same callback API, but
-// uploads are discarded, downloads come from memory, and GetOperation answers an empty message.
+// What the service's transfers and polls are compared with: gRPC alone. The same RPCs and messages over the same callback API,
+// but uploads are discarded, downloads come from memory, and GetOperation answers an empty message.
 #include <algorithm>
 #include <cstdint>
 #include <iostream>

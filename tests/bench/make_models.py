@@ -1,20 +1,23 @@
 """Writes models of the size and shape of ResNet-50 and ViT-B/16, with record files, for the engine's benchmark.
 
-Weights and factors are random: the time the engine takes depends on shapes and layout, not on values. Layers are laid out as torch exports
-them: convolutions with folded batch norm, `Gemm` with transB = 1, `MatMul` followed by `Add(bias, product)`.
+Weights and factors are random: the time the engine takes depends on shapes and layout, not on values. Layers are laid
+out as torch exports them: convolutions with folded batch norm, `Gemm` with transB = 1, `MatMul` followed by
+`Add(bias, product)`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime  # noqa: F401  before onnx: Debian's two share one schema registry
-
 import onnx
+import onnxruntime  # noqa: F401  before onnx: Debian's two share one schema registry
 from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 class Builder:
@@ -45,7 +48,9 @@ class Builder:
 
     def record(self, layer: str, scales: int) -> None:
         """Adds the factors of a layer: 8 bits, `scales` weight scales of about 0.25 / 127."""
-        scale_w = " ".join(f"scale_w: {scale:.9g} offset_w: 0" for scale in self._random.uniform(0.00195, 0.00205, scales))
+        scale_w = " ".join(
+            f"scale_w: {scale:.9g} offset_w: 0" for scale in self._random.uniform(0.00195, 0.00205, scales)
+        )
         self.records.append(f'record {{ key: "{layer}" value {{ scale_d: 0.0235 offset_d: -3 {scale_w} }} }}\n')
 
     def conv(self, name: str, x: str, channels: tuple[int, int], kernel: int, stride: int, pad: int) -> str:
@@ -54,7 +59,11 @@ class Builder:
         return self.node(
             "Conv",
             name,
-            [x, self.weights(f"{name}.weight", [channels[1], channels[0], kernel, kernel]), self.weights(f"{name}.bias", [channels[1]])],
+            [
+                x,
+                self.weights(f"{name}.weight", [channels[1], channels[0], kernel, kernel]),
+                self.weights(f"{name}.bias", [channels[1]]),
+            ],
             kernel_shape=[kernel, kernel],
             strides=[stride, stride],
             pads=[pad] * 4,
@@ -78,7 +87,9 @@ class Builder:
         """Writes model.onnx and record.txt."""
         result = helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, 1000])
         graph = helper.make_graph(self.nodes, self.name, [self.input], [result], self.initializers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="modelpress-bench")
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="modelpress-bench"
+        )
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         (folder / "record.txt").write_text("".join(self.records))
 

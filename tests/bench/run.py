@@ -1,7 +1,8 @@
 """Runs the benchmarks: `./dev bench [NAME] [--json]`.
 
-Every benchmark measures something real beside what it is compared with, in the same run and by turns, so that both meet the same load. The
-figures of a comparison are medians; the aims (docs/benchmarks.md) are printed beside them and checked by nobody but the reader.
+Every benchmark measures something real beside what it is compared with, in the same run and by turns, so that both
+meet the same load. The figures of a comparison are medians; the aims (docs/benchmarks.md) are printed beside them and
+checked by nobody but the reader.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.bench import make_models
 from tests.e2e.server_process import GOLDEN_SAVE, ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 MB = 1e6
 TINY_JOBS = 100
@@ -44,7 +47,10 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     print(f"\n{title}")
     for row in [header, ["-" * width for width in widths], *rows]:
-        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         print("  " + "  ".join(cells).rstrip())
 
 
@@ -59,7 +65,10 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 class Bench:
-    """The benchmarks. `cache` keeps models between runs; all temporary files lie in it too, so that all use the same disk."""
+    """The benchmarks.
+
+    `cache` keeps models between runs; all temporary files lie in it too, so that all use the same disk.
+    """
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
@@ -105,7 +114,7 @@ class Bench:
         moved = result["input_bytes"] + written
 
         def median(kind: str) -> float:
-            return statistics.median(run["seconds"] for run in runs[kind])
+            return statistics.median(float(run["seconds"]) for run in runs[kind])
 
         rows = []
         for kind, copy in [
@@ -132,24 +141,44 @@ class Bench:
             rows,
         )
         phases = ["read", "quantize", "write", "check", "fsync"]
-        means = [f"{phase} {ms(statistics.median(run['phases'].get(phase, 0.0) for run in runs['engine']))}" for phase in phases]
+        means = [
+            f"{phase} {ms(statistics.median(run['phases'].get(phase, 0.0) for run in runs['engine']))}"
+            for phase in phases
+        ]
         start = statistics.median(run["initialize_seconds"] for run in runs["engine"])
-        print(f"  phases (medians): {', '.join(means)}; before them, once per process: preparing ONNX Runtime {ms(start)}")
+        print(
+            f"  phases (medians): {', '.join(means)}; before them, once per process: preparing ONNX Runtime {ms(start)}"
+        )
 
     def transfer(self) -> Result:
         """Times uploads and downloads beside bare gRPC streams."""
         with self.server() as (server, work), self.bare_server() as bare:
             result: Result = run_json(
-                "service_bench", "transfer", f"--target={server.target}", f"--bare_target={bare}", f"--work_folder={work}"
+                "service_bench",
+                "transfer",
+                f"--target={server.target}",
+                f"--bare_target={bare}",
+                f"--work_folder={work}",
             )
         seconds = {kind: statistics.median(values) for kind, values in result["seconds"].items()}
         rates = {kind: result["bytes"] / MB / value for kind, value in seconds.items()}
         rows = []
         for direction, client in [("upload", "hashes first"), ("download", "hashes, writes, syncs")]:
             bare_seconds = seconds[f"{direction}_bare"]
-            for what, label in [("bare", "bare gRPC stream"), ("stream", "server, same client code"), ("client", f"client library ({client})")]:
+            for what, label in [
+                ("bare", "bare gRPC stream"),
+                ("stream", "server, same client code"),
+                ("client", f"client library ({client})"),
+            ]:
                 value = seconds[f"{direction}_{what}"]
-                rows.append([f"{direction}: {label}", ms(value), f"{rates[f'{direction}_{what}']:.0f}", f"{value / bare_seconds:.2f}"])
+                rows.append(
+                    [
+                        f"{direction}: {label}",
+                        ms(value),
+                        f"{rates[f'{direction}_{what}']:.0f}",
+                        f"{value / bare_seconds:.2f}",
+                    ]
+                )
         rows.append(["SHA-256 of the bytes alone", ms(seconds["sha256"]), f"{rates['sha256']:.0f}", ""])
         rows.append(["writing and syncing the bytes alone", ms(seconds["disk"]), f"{rates['disk']:.0f}", ""])
         table(
@@ -161,10 +190,17 @@ class Bench:
 
     def tiny(self) -> Result:
         """Times a tiny job from the call to its end, beside the engine alone."""
-        case = [f"--model={GOLDEN_SAVE / 'conv1d' / 'modified.onnx'}", f"--record={GOLDEN_SAVE / 'conv1d' / 'record.txt'}"]
+        case = [
+            f"--model={GOLDEN_SAVE / 'conv1d' / 'modified.onnx'}",
+            f"--record={GOLDEN_SAVE / 'conv1d' / 'record.txt'}",
+        ]
         with self.server() as (server, work):
-            jobs = run_json("service_bench", "tiny", f"--target={server.target}", f"--jobs={TINY_JOBS}", *case)["seconds"]
-            engine = run_json("save_model_bench", *case, f"--work_folder={work}/out", f"--repeats={TINY_JOBS}", "--engine_only")
+            jobs = run_json("service_bench", "tiny", f"--target={server.target}", f"--jobs={TINY_JOBS}", *case)[
+                "seconds"
+            ]
+            engine = run_json(
+                "save_model_bench", *case, f"--work_folder={work}/out", f"--repeats={TINY_JOBS}", "--engine_only"
+            )
         runs = engine["runs"]["engine"]
         kinds = {
             "job, from SaveModel to done": jobs,
@@ -175,15 +211,23 @@ class Bench:
         table(
             f"tiny job, {TINY_JOBS} times (aim: 30 ms)",
             ["", "p50", "p95", "best"],
-            [[kind, ms(percentile(values, 50)), ms(percentile(values, 95)), ms(min(values))] for kind, values in kinds.items()],
+            [
+                [kind, ms(percentile(values, 50)), ms(percentile(values, 95)), ms(min(values))]
+                for kind, values in kinds.items()
+            ],
         )
         return {"job_seconds": jobs, "engine": runs}
 
     def polls(self) -> Result:
         """Counts GetOperation calls per second beside calls that do nothing."""
-        model = [f"--model={GOLDEN_SAVE / 'conv1d' / 'modified.onnx'}", f"--record={GOLDEN_SAVE / 'conv1d' / 'record.txt'}"]
+        model = [
+            f"--model={GOLDEN_SAVE / 'conv1d' / 'modified.onnx'}",
+            f"--record={GOLDEN_SAVE / 'conv1d' / 'record.txt'}",
+        ]
         with self.server() as (server, _), self.bare_server() as bare:
-            result: Result = run_json("service_bench", "polls", f"--target={server.target}", f"--bare_target={bare}", *model)
+            result: Result = run_json(
+                "service_bench", "polls", f"--target={server.target}", f"--bare_target={bare}", *model
+            )
         rows = []
         for rates in result["concurrency"]:
             real, empty = (statistics.median(rates[key]) for key in ("calls_per_second", "calls_per_second_bare"))
@@ -220,7 +264,9 @@ def main() -> None:
     """Runs one or all."""
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     parser.add_argument("name", nargs="?", choices=[*BENCHMARKS, "all"], default="all")
-    parser.add_argument("--json", action="store_true", help="print every single measurement as JSON, and the tables to stderr")
+    parser.add_argument(
+        "--json", action="store_true", help="print every single measurement as JSON, and the tables to stderr"
+    )
     arguments = parser.parse_args()
     names = list(BENCHMARKS) if arguments.name == "all" else [arguments.name]
     tables = sys.stderr if arguments.json else sys.stdout

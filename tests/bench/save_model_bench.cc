@@ -1,5 +1,6 @@
 // Time and memory of engine::SaveModel on one model, beside a plain copy of as many bytes. Every run has a process of its own, so
-// that its peak memory is its own; the four kinds of run alternate, so that other load on the machine meets them alike. Prints JSON.
+// that its peak memory is its own; the four kinds of run alternate, so that other load on the machine meets them alike. Prints
+// JSON.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -39,7 +40,7 @@ double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 
 // The linker lets every call of fsync come here (--wrap): only so can the engine be timed without it, and its share be told.
 extern "C" {
-int __real_fsync(int fd);  // NOLINT(bugprone-reserved-identifier,readability-identifier-naming)
+int __real_fsync(int fd);   // NOLINT(bugprone-reserved-identifier,readability-identifier-naming)
 int __wrap_fsync(int fd) {  // NOLINT(bugprone-reserved-identifier,readability-identifier-naming)
   if (TheSyncing().skip) {
     return 0;
@@ -227,7 +228,8 @@ int Main(int argc, char** argv) {
     runs["copy"].push_back(InChild(settings, [&] { return RunCopy(settings, sizes, /*sync=*/true); }));
     runs["copy_without_fsync"].push_back(InChild(settings, [&] { return RunCopy(settings, sizes, /*sync=*/false); }));
   }
-  const ordered_json result = {{"input_bytes", std::filesystem::file_size(settings.model)}, {"threads", settings.threads}, {"runs", runs}};
+  const ordered_json result = {
+      {"input_bytes", std::filesystem::file_size(settings.model)}, {"threads", settings.threads}, {"runs", runs}};
   std::cout << result.dump(1) << "\n";
   return 0;
 }

@@ -171,8 +171,8 @@ struct Settings {
   double seconds = 3;
 };
 
-// Seconds of each repeat: gRPC alone, the server's streams with the same client code, and whole calls of the client library (which
-// hashes before it sends, and hashes, writes and syncs what it receives).
+// Seconds of each repeat: gRPC alone, the server's streams with the same client code, and whole calls of the client library
+// (which hashes before it sends, and hashes, writes and syncs what it receives).
 ordered_json Transfer(const Settings& settings) {
   const uint64_t size = settings.megabytes * 1'000'000;
   const std::string path = settings.work_folder + "/transfer";
