@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import folder_data
 import grpc
 import numpy as np
-import onnxruntime
 from folder_data import Samples
 from modelpress import Client, Error, progress_bar
 from numpy.typing import NDArray
+from onnx_pair import onnxruntime
 
 DIGITS = Path(__file__).resolve().parent / "digits"
 START_TIMEOUT_S = 30

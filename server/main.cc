@@ -34,7 +34,8 @@ ABSL_FLAG(std::string, data_dir, "", "serve, work: folder for database, files an
 ABSL_FLAG(std::string, listen, "localhost:50051",
           "serve: address of the gRPC services; port 0 picks one. Plaintext, so loopback only (TLS is not built in yet)");
 ABSL_FLAG(bool, insecure_plaintext, false,
-          "serve: allow plaintext on any address, where a mesh or proxy protects the connection; anyone who reaches it may do everything");
+          "serve: allow plaintext on any address, where a mesh or proxy protects the connection; anyone who reaches it may do "
+          "everything");
 ABSL_FLAG(std::string, metrics_listen, "localhost:9464", "serve, work: address of Prometheus metrics over HTTP; empty: off");
 ABSL_FLAG(std::string, port_file, "", "serve: file to write the gRPC port to once calls are taken");
 ABSL_FLAG(int, workers, 1, "serve, work: operations worked on at a time by this process; serve takes 0 where others work");
@@ -140,7 +141,8 @@ int RunDaemon(absl::string_view role) {
   if (!options.ok()) {
     return UsageError(options.status().message());
   }
-  // Before any thread starts, so that all inherit it: signals to stop are taken by sigwait below and nowhere else; no code runs in a handler.
+  // Before any thread starts, so that all inherit it: signals to stop are taken by sigwait below and nowhere else; no code runs
+  // in a handler.
   sigset_t stop_signals;
   sigemptyset(&stop_signals);
   sigaddset(&stop_signals, SIGTERM);
@@ -157,9 +159,10 @@ int RunDaemon(absl::string_view role) {
   }
   const std::string port_file = absl::GetFlag(FLAGS_port_file);
   if (role == "serve") {
-    LOG(INFO) << "modelpressd " << MODELPRESS_VERSION << " serves on port " << (*daemon)->port() << " (--listen=" << options->listen
-              << "), data in " << options->data_folder;
-    if (absl::Status written = port_file.empty() ? absl::OkStatus() : WritePortFile(port_file, (*daemon)->port()); !written.ok()) {
+    LOG(INFO) << "modelpressd " << MODELPRESS_VERSION << " serves on port " << (*daemon)->port()
+              << " (--listen=" << options->listen << "), data in " << options->data_folder;
+    if (absl::Status written = port_file.empty() ? absl::OkStatus() : WritePortFile(port_file, (*daemon)->port());
+        !written.ok()) {
       LOG(ERROR) << "cannot start: " << written.message();
       return 1;
     }

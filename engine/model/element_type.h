@@ -11,10 +11,10 @@
 namespace modelpress::engine {
 
 struct ElementType {
-  int data_type = 0;  // onnx.TensorProto.DataType
-  int bits = 0;       // of one element in raw_data; 0 for strings, which cannot stand there
+  int data_type = 0;                   // onnx.TensorProto.DataType
+  int bits = 0;                        // of one element in raw_data; 0 for strings, which cannot stand there
   DataField typed = DataField::kNone;  // the field for elements that are not in raw_data
-  int values = 1;     // values in that field per element; two 4-bit elements share one
+  int values = 1;                      // values in that field per element; two 4-bit elements share one
 
   uint64_t RawBytes(uint64_t elements) const { return (elements * bits + 7) / 8; }
   uint64_t TypedValues(uint64_t elements) const { return bits == 4 ? (elements + 1) / 2 : elements * values; }

@@ -38,7 +38,7 @@ absl::StatusOr<std::shared_ptr<const InputFile>> InputFile::Open(const std::stri
   }
   // Owns fd from here on.
   std::shared_ptr<InputFile> file(new InputFile(name, fd, nullptr, 0));
-  struct stat info {};
+  struct stat info{};
   if (fstat(fd, &info) != 0) {
     return StorageError(name, "cannot read the stored file", errno);
   }

@@ -80,13 +80,14 @@ Content NodeContent(const Node& node) {
     if (tensor != node.tensors.end()) {
       field.AddMessage(kAttributeTensor, TensorContent(tensor->second, node.proto.name()));
     }
-    attributes.AddMessage(kNodeAttribute, WithField(node.proto.attribute(i).SerializeAsString(), kAttributeTensor, std::move(field)));
+    attributes.AddMessage(kNodeAttribute,
+                          WithField(node.proto.attribute(i).SerializeAsString(), kAttributeTensor, std::move(field)));
   }
   return WithField(rest.SerializeAsString(), kNodeAttribute, std::move(attributes));
 }
 
 // A free file name for the external data of a tensor: a legal one, as the reference would choose it where that is possible.
-std::string ExternalFileName(const std::string& tensor, const std::string& suffix, absl::flat_hash_set<std::string>& taken) {
+std::string ExternalFileName(const std::string& tensor, const std::string& suffix, std::set<std::string>& taken) {
   std::string base = tensor;
   for (char& c : base) {
     if (static_cast<unsigned char>(c) < 0x20 || absl::string_view("/\\:*?\"<>|\x7f").find(c) != absl::string_view::npos) {
@@ -140,8 +141,7 @@ void Content::AddMessage(uint32_t number, Content content) {
   Add(std::move(content));
 }
 
-absl::StatusOr<std::vector<FilePlan>> PlanModel(const ModelFile& file, uint64_t externalize_at,
-                                                absl::flat_hash_set<std::string>& taken) {
+absl::StatusOr<std::vector<FilePlan>> PlanModel(const ModelFile& file, uint64_t externalize_at, std::set<std::string>& taken) {
   const Model& model = *file.model;
   // Everything but the initializers, around which it is built: sizes decide which of these stay in the file.
   Content before;  // in the graph
@@ -206,10 +206,11 @@ absl::StatusOr<std::vector<FilePlan>> PlanModel(const ModelFile& file, uint64_t 
     externalize(*it);
   }
   if (total() > kMaxProtobufBytes) {
-    return MakeError(v1::MODEL_LIMIT,
-                     absl::StrCat("the model takes ", total(), " bytes without its initializers, no ONNX file can be larger than ",
-                                  kMaxProtobufBytes, " bytes; turn large Constant nodes into initializers"),
-                     {.file = file.file_name});
+    return MakeError(
+        v1::MODEL_LIMIT,
+        absl::StrCat("the model takes ", total(), " bytes without its initializers, no ONNX file can be larger than ",
+                     kMaxProtobufBytes, " bytes; turn large Constant nodes into initializers"),
+        {.file = file.file_name});
   }
 
   Content graph = std::move(before);

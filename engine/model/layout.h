@@ -3,10 +3,10 @@
 #define MODELPRESS_ENGINE_MODEL_LAYOUT_H_
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "engine/model/payload.h"
@@ -48,7 +48,7 @@ struct FilePlan {
 // The model's file, then its external data files in the order of the initializers. The model's file is what protobuf would
 // serialize from the same model in one ModelProto. `taken`: names in the output folder; those of new external files are added.
 // MODEL_LIMIT: the model is too large for protobuf even without the tensors that can be moved out.
-absl::StatusOr<std::vector<FilePlan>> PlanModel(const ModelFile& file, uint64_t externalize_at, absl::flat_hash_set<std::string>& taken);
+absl::StatusOr<std::vector<FilePlan>> PlanModel(const ModelFile& file, uint64_t externalize_at, std::set<std::string>& taken);
 
 }  // namespace modelpress::engine
 

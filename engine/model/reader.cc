@@ -17,8 +17,23 @@ namespace modelpress::engine {
 namespace {
 
 // The messages of onnx.proto that hold messages; all others are kLeaf.
-enum class Kind { kLeaf, kModel, kTraining, kFunction, kGraph, kNode, kAttribute, kTensor, kSparse, kValueInfo, kType, kElementType,
-                  kShapedType, kShape, kAnnotation };
+enum class Kind {
+  kLeaf,
+  kModel,
+  kTraining,
+  kFunction,
+  kGraph,
+  kNode,
+  kAttribute,
+  kTensor,
+  kSparse,
+  kValueInfo,
+  kType,
+  kElementType,
+  kShapedType,
+  kShape,
+  kAnnotation
+};
 
 struct Child {
   Kind parent;
@@ -105,8 +120,8 @@ struct RawField {
 // The location of external data, relative to the model's folder, without "." components.
 absl::StatusOr<std::string> CleanLocation(absl::string_view location) {
   auto error = [&](absl::string_view why) {
-    return MakeError(v1::MODEL_EXTERNAL_DATA, absl::StrCat("the external data location '", location, "' ", why,
-                                                           "; use a path below the model's folder"));
+    return MakeError(v1::MODEL_EXTERNAL_DATA,
+                     absl::StrCat("the external data location '", location, "' ", why, "; use a path below the model's folder"));
   };
   if (location.empty() || location[0] == '/') {
     return error("is no relative path");
@@ -282,10 +297,10 @@ absl::StatusOr<Model> Reader::Read() {
   MP_RETURN_IF_ERROR(FinishAll(model.shell.mutable_functions()));
   MP_RETURN_IF_ERROR(FinishAll(model.shell.mutable_training_info()));
   if (!missing_.empty()) {
-    return WithMetadata(MakeError(v1::FILE_NOT_FOUND,
-                                  absl::StrCat("the model's external data is missing; upload ", absl::StrJoin(missing_, ", ")),
-                                  {.file = name_}),
-                        "missing", absl::StrJoin(missing_, "\n"));
+    return WithMetadata(
+        MakeError(v1::FILE_NOT_FOUND,
+                  absl::StrCat("the model's external data is missing; upload ", absl::StrJoin(missing_, ", ")), {.file = name_}),
+        "missing", absl::StrJoin(missing_, "\n"));
   }
   for (const auto& [path, file] : external_files_) {
     model.external_files.push_back(path);
@@ -475,8 +490,9 @@ absl::StatusOr<FileRange> Reader::ResolveExternal(onnx::TensorProto& header) {
     MP_ASSIGN_OR_RETURN(file, files_.Open(path));
   }
   auto error = [&](absl::string_view why) {
-    return MakeError(v1::MODEL_EXTERNAL_DATA, absl::StrCat("the external data in ", path, " at offset '", offset_text, "', length '",
-                                                           length_text, "' ", why, " (the file has ", file->size(), " bytes)"));
+    return MakeError(v1::MODEL_EXTERNAL_DATA,
+                     absl::StrCat("the external data in ", path, " at offset '", offset_text, "', length '", length_text, "' ",
+                                  why, " (the file has ", file->size(), " bytes)"));
   };
   FileRange range = {.file = file};
   if (!absl::SimpleAtoi(offset_text, &range.offset) || (!length_text.empty() && !absl::SimpleAtoi(length_text, &range.size))) {
@@ -516,9 +532,9 @@ absl::Status Reader::Finish(onnx::TensorProto& tensor) {
       tensor.set_raw_data(std::move(data));
     }
     const std::pair<DataField, uint64_t> amounts[] = {
-        {DataField::kRaw, tensor.raw_data().size()},         {DataField::kFloat, tensor.float_data_size()},
-        {DataField::kInt32, tensor.int32_data_size()},       {DataField::kString, tensor.string_data_size()},
-        {DataField::kInt64, tensor.int64_data_size()},       {DataField::kDouble, tensor.double_data_size()},
+        {DataField::kRaw, tensor.raw_data().size()},    {DataField::kFloat, tensor.float_data_size()},
+        {DataField::kInt32, tensor.int32_data_size()},  {DataField::kString, tensor.string_data_size()},
+        {DataField::kInt64, tensor.int64_data_size()},  {DataField::kDouble, tensor.double_data_size()},
         {DataField::kUint64, tensor.uint64_data_size()}};
     std::pair<DataField, uint64_t> found = {tensor.has_raw_data() ? DataField::kRaw : DataField::kNone, 0};
     for (const auto& amount : amounts) {

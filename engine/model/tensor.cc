@@ -217,12 +217,14 @@ absl::Status CheckData(const TensorProto& header, DataField field, uint64_t amou
                          : MakeError(v1::TENSOR_INVALID, absl::StrCat("the tensor has no data for its ", elements, " elements"));
   }
   if (field == DataField::kRaw ? type->bits == 0 : field != type->typed) {
-    return MakeError(v1::TENSOR_INVALID, absl::StrCat("the data type ", header.data_type(), " cannot be stored in ", FieldName(field)));
+    return MakeError(v1::TENSOR_INVALID,
+                     absl::StrCat("the data type ", header.data_type(), " cannot be stored in ", FieldName(field)));
   }
   uint64_t expected = field == DataField::kRaw ? type->RawBytes(elements) : type->TypedValues(elements);
   if (amount != expected) {
-    return MakeError(v1::TENSOR_INVALID, absl::StrCat("the dims of the tensor need ", expected, field == DataField::kRaw ? " bytes" : " values",
-                                                      " of data, its ", FieldName(field), " holds ", amount));
+    return MakeError(v1::TENSOR_INVALID,
+                     absl::StrCat("the dims of the tensor need ", expected, field == DataField::kRaw ? " bytes" : " values",
+                                  " of data, its ", FieldName(field), " holds ", amount));
   }
   return absl::OkStatus();
 }
@@ -250,7 +252,8 @@ absl::Status ReadFloats(const Tensor& tensor, uint64_t first, absl::Span<float> 
   const uint64_t elements = tensor.ElementCount();
   if (type == nullptr || (data_type != TensorProto::FLOAT && data_type != TensorProto::FLOAT16 &&
                           data_type != TensorProto::BFLOAT16 && data_type != TensorProto::DOUBLE)) {
-    return MakeError(v1::TENSOR_INVALID, absl::StrCat("the tensor has data type ", data_type, ", not a floating-point type"), place);
+    return MakeError(v1::TENSOR_INVALID, absl::StrCat("the tensor has data type ", data_type, ", not a floating-point type"),
+                     place);
   }
   if (first > elements || out.size() > elements - first) {
     return MakeError(v1::TENSOR_INVALID, "elements behind the end of the tensor were asked for", place);
@@ -259,7 +262,8 @@ absl::Status ReadFloats(const Tensor& tensor, uint64_t first, absl::Span<float> 
     return absl::OkStatus();
   }
   if (tensor.payload == nullptr || (tensor.field != DataField::kRaw && tensor.field != type->typed)) {
-    return MakeError(v1::TENSOR_INVALID, absl::StrCat("the tensor of data type ", data_type, " has ", FieldName(tensor.field)), place);
+    return MakeError(v1::TENSOR_INVALID, absl::StrCat("the tensor of data type ", data_type, " has ", FieldName(tensor.field)),
+                     place);
   }
   absl::Status status;
   switch (data_type) {
@@ -332,8 +336,8 @@ Tensor FromProto(TensorProto proto) {
     FieldCursor cursor(AsBytes(serialized));
     WireField field;
     cursor.Next(field);
-    tensor.payload = std::make_shared<MemoryPayload>(
-        std::string(reinterpret_cast<const char*>(field.content.data()), field.content.size()));
+    tensor.payload =
+        std::make_shared<MemoryPayload>(std::string(reinterpret_cast<const char*>(field.content.data()), field.content.size()));
   }
   proto.clear_raw_data();
   tensor.header = std::move(proto);

@@ -13,11 +13,11 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <set>
 #include <system_error>
 #include <thread>
 #include <tuple>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
@@ -390,7 +390,7 @@ absl::Status CheckName(const std::string& name) {
 
 // Creates `path` and what is missing above it.
 absl::Status MakeFolders(const std::filesystem::path& path, mode_t mode) {
-  struct stat info {};
+  struct stat info{};
   if (stat(path.c_str(), &info) == 0) {
     return S_ISDIR(info.st_mode) ? absl::OkStatus() : SystemError(ENOTDIR, "create the folder", path.string());
   }
@@ -432,7 +432,7 @@ OutputFolder::~OutputFolder() {
 std::string OutputFolder::StagedPath(const std::string& name) const { return absl::StrCat(staging_, "/", name); }
 
 absl::Status OutputFolder::Write(std::vector<FilePlan> plans, const WriteOptions& options) {
-  absl::flat_hash_set<std::string> names;
+  std::set<std::string> names;
   for (const WrittenFile& file : files_) {
     names.insert(file.name);
   }
@@ -458,7 +458,7 @@ absl::Status OutputFolder::Write(std::vector<FilePlan> plans, const WriteOptions
 }
 
 absl::Status OutputFolder::AddModels(absl::Span<const ModelFile> models, const WriteOptions& options) {
-  absl::flat_hash_set<std::string> taken;
+  std::set<std::string> taken;
   for (const WrittenFile& file : files_) {
     taken.insert(file.name);
   }

@@ -31,6 +31,9 @@ namespace {
 constexpr int kMaxMessageBytes = 4 << 20;
 constexpr int kBlockingThreads = 8;  // for disk and database; more only queue at the same disk
 
+// For the last answers to leave and for clients to close their connections; those that do not are closed.
+constexpr absl::Duration kConnectionGrace = absl::Milliseconds(300);
+
 // Plugins of gRPC are switched on for the whole process, once, before the first server is built.
 void EnableGrpcPlugins() {
   static std::once_flag once;
@@ -59,14 +62,13 @@ bool IsLoopback(const std::string& address) {
          (host == "localhost" || host == "[::1]" || (is_ipv4 && ntohl(numeric.s_addr) >> 24 == IN_LOOPBACKNET));
 }
 
-Daemon::Daemon(const DaemonOptions& options)
-    : options_(options), operation_ids_(clock_, 'o'), workspace_ids_(clock_, 'w') {}
+Daemon::Daemon(const DaemonOptions& options) : options_(options), operation_ids_(clock_, 'o'), workspace_ids_(clock_, 'w') {}
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options) {
   if (!options.listen.empty() && !options.insecure_plaintext && !IsLoopback(options.listen)) {
-    return MakeError(v1::REQUEST_INVALID,
-                     absl::StrCat("--listen=", options.listen, " would serve plaintext to other machines; listen on localhost, or give "
-                                                               "--insecure_plaintext where something else protects the connection"));
+    return MakeError(v1::REQUEST_INVALID, absl::StrCat("--listen=", options.listen,
+                                                       " would serve plaintext to other machines; listen on localhost, or give "
+                                                       "--insecure_plaintext where something else protects the connection"));
   }
   std::unique_ptr<Daemon> daemon(new Daemon(options));
   MP_RETURN_IF_ERROR(daemon->OpenStores());
@@ -100,8 +102,7 @@ absl::Status Daemon::StartMetrics() {
 absl::Status Daemon::StartWorkers() {
   MP_ASSIGN_OR_RETURN(options_.worker.owner, ThisOwner());
   for (int i = 0; i < options_.workers; ++i) {
-    workers_.push_back(
-        std::make_unique<Worker>(options_.worker, WorkerContext{*jobs_, *blobs_, *events_, counters_, clock_}));
+    workers_.push_back(std::make_unique<Worker>(options_.worker, WorkerContext{*jobs_, *blobs_, *events_, counters_, clock_}));
     workers_.back()->Start();
   }
   return absl::OkStatus();
@@ -113,9 +114,10 @@ absl::Status Daemon::StartRpc() {
   }
   EnableGrpcPlugins();
   executor_ = std::make_unique<Executor>(kBlockingThreads);
-  compression_.emplace(*workspaces_, *jobs_, *events_, operation_ids_, *executor_);
-  workspaces_service_.emplace(TransferContext{*workspaces_, *blobs_, *executor_, counters_}, workspace_ids_);
-  operations_.emplace(*jobs_, *events_, *executor_);
+  calls_.emplace(*executor_);
+  compression_.emplace(*workspaces_, *jobs_, *events_, operation_ids_, *calls_);
+  workspaces_service_.emplace(TransferContext{*workspaces_, *blobs_, *calls_, counters_}, workspace_ids_);
+  operations_.emplace(*jobs_, *events_, *calls_);
 
   grpc::ServerBuilder builder;
   builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
@@ -147,8 +149,10 @@ void Daemon::Stop() {
     worker->StopClaiming();
   }
   if (rpc_ != nullptr) {
-    operations_->Drain();
-    rpc_->Shutdown(absl::ToChronoTime(deadline));
+    calls_->Drain();
+    events_->Notify();  // long polls look again and answer
+    calls_->AwaitEnd(deadline);
+    rpc_->Shutdown(absl::ToChronoTime(absl::Now() + kConnectionGrace));
     rpc_.reset();
     executor_.reset();
   }

@@ -19,6 +19,7 @@
 #include "server/jobs/job_events.h"
 #include "server/jobs/job_store.h"
 #include "server/metrics/metrics.h"
+#include "server/rpc/calls.h"
 #include "server/rpc/compression_service.h"
 #include "server/rpc/operations_service.h"
 #include "server/rpc/workspaces_service.h"
@@ -29,24 +30,25 @@ namespace modelpress::server {
 
 struct DaemonOptions {
   std::string data_folder;
-  std::string listen;           // "host:port", port 0 picks one; "": no RPCs (role `work`)
+  std::string listen;               // "host:port", port 0 picks one; "": no RPCs (role `work`)
   bool insecure_plaintext = false;  // plaintext on other than loopback addresses
-  std::string metrics_listen;   // as listen; "": off
-  int workers = 1;              // threads that each work on one operation at a time
+  std::string metrics_listen;       // as listen; "": off
+  int workers = 1;                  // threads that each work on one operation at a time
   absl::Duration drain_timeout = absl::Seconds(30);
-  WorkerOptions worker;         // scratch_folder and owner are set by the daemon
+  WorkerOptions worker;  // scratch_folder and owner are set by the daemon
 };
 
 // True for "localhost", 127.0.0.0/8 and "[::1]" with a port.
 bool IsLoopback(const std::string& address);
 
 // Start order: data folder, stores, events, metrics, workers, gRPC (a caller that gets through finds everything working).
-// Stop order: health says NOT_SERVING; workers claim nothing more; long polls answer; gRPC takes no more calls and those that run get until
-// the drain timeout; running children get until the same moment, then are killed and their jobs go back to the queue; stores close.
-// Each part is destroyed after those that use it: members are declared in start order.
+// Stop order: health says NOT_SERVING; workers claim nothing more; long polls answer; gRPC takes no more calls and those that run
+// get until the drain timeout; running children get until the same moment, then are killed and their jobs go back to the queue;
+// stores close. Each part is destroyed after those that use it: members are declared in start order.
 class Daemon {
  public:
-  // Fails with a text for the operator: a folder that cannot be written, an address that is in use, plaintext where it is not allowed.
+  // Fails with a text for the operator: a folder that cannot be written, an address that is in use, plaintext where it is not
+  // allowed.
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const DaemonOptions& options);
   // Stop().
   ~Daemon();
@@ -78,7 +80,8 @@ class Daemon {
   std::unique_ptr<JobEvents> events_;
   std::unique_ptr<MetricsServer> metrics_;
   std::vector<std::unique_ptr<Worker>> workers_;
-  // Before the executor: services are used by tasks and end after them.
+  // Services before the executor: its tasks use them, so it ends first.
+  std::optional<Calls> calls_;
   std::optional<CompressionService> compression_;
   std::optional<WorkspacesService> workspaces_service_;
   std::optional<OperationsService> operations_;

@@ -14,8 +14,8 @@
 namespace modelpress::server {
 namespace {
 
-// gRPC ships the service but not its messages; these are all that is needed of them: an empty HealthCheckRequest (the server as a whole), and a
-// HealthCheckResponse with status (field 1) SERVING (1).
+// gRPC ships the service but not its messages; these are all that is needed of them: an empty HealthCheckRequest (the server as a
+// whole), and a HealthCheckResponse with status (field 1) SERVING (1).
 constexpr char kServing[] = "\x08\x01";
 
 std::string Bytes(const grpc::ByteBuffer& buffer) {

@@ -1,5 +1,6 @@
-// Wakes whoever waits for a change of the job store: long polls, workers. Changes by this process are told with Notify() and wake at once; those
-// by other processes are found by looking at JobStore::Version() every few milliseconds, only while somebody waits.
+// Wakes whoever waits for a change of the job store: long polls, workers. Changes by this process are told with Notify() and wake
+// at once; those by other processes are found by looking at JobStore::Version() every few milliseconds, only while somebody
+// waits.
 #ifndef MODELPRESS_SERVER_JOBS_JOB_EVENTS_H_
 #define MODELPRESS_SERVER_JOBS_JOB_EVENTS_H_
 
@@ -29,8 +30,9 @@ class JobEvents {
   // This process changed the store.
   void Notify();
 
-  // Calls `wake` once: when the generation is another than `seen`, when `timeout` has passed, or by Wake(). It runs on the watcher's thread with
-  // a lock held and must only hand on: no blocking, no call to this class. Returns a ticket for Wake and Cancel.
+  // Calls `wake` once: when the generation is another than `seen`, when `timeout` has passed, or by Wake(). It runs on the
+  // watcher's thread with a lock held and must only hand on: no blocking, no call to this class. Returns a ticket for Wake and
+  // Cancel.
   uint64_t Await(uint64_t seen, absl::Duration timeout, std::function<void()> wake);
   // Wakes one waiter now; nothing if it was woken already.
   void Wake(uint64_t ticket);

@@ -367,9 +367,10 @@ absl::Status SqliteJobStore::Requeue(const std::string& id, int attempt, bool fa
       return EndCancelled(connection, job.sequence, clock_.Now());
     }
     return connection
-        .Execute("UPDATE jobs SET state = ?2, lease_owner = NULL, lease_expiry = NULL, progress = NULL, failures = failures + ?3"
-                 " WHERE sequence = ?1",
-                 {job.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING), static_cast<int64_t>(failed)})
+        .Execute(
+            "UPDATE jobs SET state = ?2, lease_owner = NULL, lease_expiry = NULL, progress = NULL, failures = failures + ?3"
+            " WHERE sequence = ?1",
+            {job.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING), static_cast<int64_t>(failed)})
         .status();
   });
 }

@@ -20,9 +20,7 @@ LogFields& ThreadFields() {
   return fields;
 }
 
-std::string FormatLogTime(absl::Time time) {
-  return absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", time, absl::UTCTimeZone());
-}
+std::string FormatLogTime(absl::Time time) { return absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", time, absl::UTCTimeZone()); }
 
 class FdSink final : public absl::LogSink {
  public:
@@ -64,8 +62,8 @@ std::string LogEntryAsJson(const absl::LogEntry& entry) {
 }
 
 std::string LogEntryAsText(const absl::LogEntry& entry) {
-  std::string text = absl::StrCat(FormatLogTime(entry.timestamp()), " ", absl::LogSeverityName(entry.log_severity()), " ",
-                                  entry.text_message());
+  std::string text =
+      absl::StrCat(FormatLogTime(entry.timestamp()), " ", absl::LogSeverityName(entry.log_severity()), " ", entry.text_message());
   const char* separator = " (";
   for (const auto& [key, value] : ThreadFields()) {
     absl::StrAppend(&text, separator, key, "=", value);

@@ -30,7 +30,8 @@ std::string LogEntryAsJson(const absl::LogEntry& entry);
 // The same for people: "2026-01-31T12:00:00.123Z INFO message (operation=o1)".
 std::string LogEntryAsText(const absl::LogEntry& entry);
 
-// While it lives, everything logged goes to `fd`, each entry with one write(2), and nothing to absl's own stderr output. One per process.
+// While it lives, everything logged goes to `fd`, each entry with one write(2), and nothing to absl's own stderr output. One per
+// process.
 class LogOutput {
  public:
   enum class Format { kJson, kText };

@@ -113,7 +113,8 @@ void Metrics::RpcEnded(const std::string& method, const std::string& code, absl:
   rpc_duration_->Add({{"method", method}, {"code", code}}, RpcSeconds()).Observe(absl::ToDoubleSeconds(duration));
 }
 
-absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& address, Metrics& metrics, JobStore& jobs) {
+absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& address, Metrics& metrics,
+                                                                    JobStore& jobs) {
   std::unique_ptr<MetricsServer> server(new MetricsServer);
   try {
     server->exposer_ = std::make_unique<prometheus::Exposer>(address, /*num_threads=*/1);

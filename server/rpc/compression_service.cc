@@ -6,8 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/status.h"
-#include "server/rpc/names.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/names.h"
 #include "server/rpc/unary.h"
 
 namespace modelpress::server {
@@ -16,8 +16,8 @@ namespace {
 // Files in the folder of a model; more than any model has, few enough to be stored with the job.
 constexpr int kMaxInputFiles = 10'000;
 
-// The longest name that the call may give a file: what CheckPath accepts of it holds for the others. The exact rule for prefixes is the
-// engine's (save.md section 1.1).
+// The longest name that the call may give a file: what CheckPath accepts of it holds for the others. The exact rule for prefixes
+// is the engine's (save.md section 1.1).
 absl::Status CheckSavePath(const std::string& save_path) {
   const bool names_folder = save_path.empty() || save_path.ends_with('/');
   return CheckPath(absl::StrCat(save_path, names_folder ? "" : "_", "deploy_model.onnx"), "save_path");
@@ -34,7 +34,8 @@ absl::Status CheckOptions(const v1::CallOptions& options) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::string& workspace, const std::vector<Input>& inputs) {
+absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::string& workspace,
+                                                                    const std::vector<Input>& inputs) {
   std::map<std::string, FileRow> pinned;
   std::vector<std::string> missing;
   std::string first_field;
@@ -75,11 +76,9 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::s
   return files;
 }
 
-absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const std::string& method,
-                                                                          const google::protobuf::Message& request,
-                                                                          const std::string& workspace_name,
-                                                                          const std::string& save_path, const v1::CallOptions& options,
-                                                                          const std::vector<Input>& inputs) {
+absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
+    const std::string& method, const google::protobuf::Message& request, const std::string& workspace_name,
+    const std::string& save_path, const v1::CallOptions& options, const std::vector<Input>& inputs) {
   MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(workspace_name, "workspace"));
   for (const Input& input : inputs) {
     MP_RETURN_IF_ERROR(CheckPath(input.path, input.field));
@@ -103,7 +102,7 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const 
 
 grpc::ServerUnaryReactor* CompressionService::SaveModel(grpc::CallbackServerContext* context, const v1::SaveModelRequest* request,
                                                         google::longrunning::Operation* operation) {
-  return ServeUnary(context, executor_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(*operation, Accept("SaveModel", *request, request->workspace(), request->save_path(), request->options(),
                                            {{request->modified_onnx_file(), "modified_onnx_file", /*with_folder=*/true},
                                             {request->record_file(), "record_file", /*with_folder=*/false}}));
@@ -114,7 +113,7 @@ grpc::ServerUnaryReactor* CompressionService::SaveModel(grpc::CallbackServerCont
 grpc::ServerUnaryReactor* CompressionService::SavePruneRetrainModel(grpc::CallbackServerContext* context,
                                                                     const v1::SavePruneRetrainModelRequest* request,
                                                                     google::longrunning::Operation* operation) {
-  return ServeUnary(context, executor_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(*operation, Accept("SavePruneRetrainModel", *request, request->workspace(), request->save_path(),
                                            request->options(), {{request->model(), "model", /*with_folder=*/true}}));
     return absl::OkStatus();

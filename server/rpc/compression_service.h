@@ -6,23 +6,25 @@
 
 #include "modelpress/v1/compression.grpc.pb.h"
 #include "server/base/clock.h"
-#include "server/base/executor.h"
 #include "server/jobs/job_events.h"
 #include "server/jobs/job_store.h"
+#include "server/rpc/calls.h"
 #include "server/workspaces/workspace_store.h"
 
 namespace modelpress::server {
 
-// Accepts compression calls: checks names, pins the input files to their digests and stores the job. The models are read by the child only.
+// Accepts compression calls: checks names, pins the input files to their digests and stores the job. The models are read by the
+// child only.
 class CompressionService final : public v1::Compression::CallbackService {
  public:
   // All must outlive the service.
-  CompressionService(WorkspaceStore& workspaces, JobStore& jobs, JobEvents& events, IdGenerator& ids, Executor& executor)
-      : workspaces_(workspaces), jobs_(jobs), events_(events), ids_(ids), executor_(executor) {}
+  CompressionService(WorkspaceStore& workspaces, JobStore& jobs, JobEvents& events, IdGenerator& ids, Calls& calls)
+      : workspaces_(workspaces), jobs_(jobs), events_(events), ids_(ids), calls_(calls) {}
 
   grpc::ServerUnaryReactor* SaveModel(grpc::CallbackServerContext* context, const v1::SaveModelRequest* request,
                                       google::longrunning::Operation* operation) override;
-  grpc::ServerUnaryReactor* SavePruneRetrainModel(grpc::CallbackServerContext* context, const v1::SavePruneRetrainModelRequest* request,
+  grpc::ServerUnaryReactor* SavePruneRetrainModel(grpc::CallbackServerContext* context,
+                                                  const v1::SavePruneRetrainModelRequest* request,
                                                   google::longrunning::Operation* operation) override;
 
  private:
@@ -42,7 +44,7 @@ class CompressionService final : public v1::Compression::CallbackService {
   JobStore& jobs_;
   JobEvents& events_;
   IdGenerator& ids_;
-  Executor& executor_;
+  Calls& calls_;
 };
 
 }  // namespace modelpress::server

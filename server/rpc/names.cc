@@ -78,8 +78,8 @@ int32_t TakeCodePoint(absl::string_view& text) {
 
 absl::Status CheckComponent(absl::string_view component, const std::string& path, const std::string& field) {
   if (component.empty()) {
-    return BadName(absl::StrCat("path ", Quote(path), " is absolute, ends in '/' or has an empty component; give a relative path"),
-                   field);
+    return BadName(
+        absl::StrCat("path ", Quote(path), " is absolute, ends in '/' or has an empty component; give a relative path"), field);
   }
   if (component == "." || component == "..") {
     return BadName(absl::StrCat("path ", Quote(path), " has a component '", component, "'; give the path without it"), field);
@@ -116,7 +116,8 @@ absl::Status CheckWorkspaceId(const std::string& id, const std::string& field) {
   const bool legal = !id.empty() && id.size() <= kMaxWorkspaceId && absl::ascii_islower(id[0]) &&
                      std::ranges::all_of(id, [](char c) { return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '-'; });
   if (!legal) {
-    return BadName(absl::StrCat("workspace id ", Quote(id), " is not 1 to 63 of a-z, 0-9 and '-', beginning with a letter"), field);
+    return BadName(absl::StrCat("workspace id ", Quote(id), " is not 1 to 63 of a-z, 0-9 and '-', beginning with a letter"),
+                   field);
   }
   return absl::OkStatus();
 }

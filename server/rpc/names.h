@@ -1,5 +1,5 @@
-// Resource names and paths as the API spells them (workspaces.proto), checked once, at the door. Every error is NAME_INVALID (REQUEST_INVALID
-// for an empty field, a bad digest or a bad request id) with the request field that is to blame.
+// Resource names and paths as the API spells them (workspaces.proto), checked once, at the door. Every error is NAME_INVALID
+// (REQUEST_INVALID for an empty field, a bad digest or a bad request id) with the request field that is to blame.
 #ifndef MODELPRESS_SERVER_RPC_NAMES_H_
 #define MODELPRESS_SERVER_RPC_NAMES_H_
 
@@ -32,8 +32,8 @@ std::string FormatUploadName(const std::string& workspace_id, const std::string&
 
 // 1 to 63 of a-z, 0-9 and "-", beginning with a letter.
 absl::Status CheckWorkspaceId(const std::string& id, const std::string& field);
-// Relative, components separated by "/", each 1 to 255 bytes of UTF-8 without control characters or "\", none of them "." or "..",
-// 1,024 bytes in all.
+// Relative, components separated by "/", each 1 to 255 bytes of UTF-8 without control characters or "\", none of them "." or
+// "..", 1,024 bytes in all.
 absl::Status CheckPath(const std::string& path, const std::string& field);
 // 64 lower-case hex digits.
 absl::Status CheckSha256(const std::string& sha256, const std::string& field);

@@ -19,8 +19,9 @@ namespace {
 
 absl::Status BadFilter(absl::string_view message) {
   return MakeError(v1::REQUEST_INVALID,
-                   absl::StrCat(message, "; terms are `workspace = \"workspaces/x\"`, `method = \"SaveModel\"`, `state = RUNNING`, "
-                                         "`done = true`, joined by \" AND \""),
+                   absl::StrCat(message,
+                                "; terms are `workspace = \"workspaces/x\"`, `method = \"SaveModel\"`, `state = RUNNING`, "
+                                "`done = true`, joined by \" AND \""),
                    {.field = "filter"});
 }
 
@@ -81,12 +82,12 @@ absl::StatusOr<JobFilter> ParseFilter(const std::string& filter) {
   return parsed;
 }
 
-// Looks at the job after every change of the store, on the executor; between looks it holds no thread.
+// Looks at the job after every change of the store, on the executor; between looks it holds no thread. Made after Enter.
 class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
  public:
   WaitReactor(OperationsService& service, std::string id, absl::Time deadline, google::longrunning::Operation* response)
       : service_(service), id_(std::move(id)), deadline_(deadline), response_(response) {
-    service_.executor_.Run([this] { Look(); });
+    service_.calls_.Run([this] { Look(); });
   }
 
   void OnCancel() override {
@@ -94,7 +95,10 @@ class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
     cancelled_ = true;
     service_.events_.Wake(ticket_);
   }
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    service_.calls_.Leave();
+    delete this;
+  }
 
  private:
   void Look() {
@@ -103,8 +107,8 @@ class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
     {
       std::lock_guard lock(mutex_);
       const absl::Duration rest = deadline_ - absl::Now();
-      if (job.ok() && !job->done() && !cancelled_ && !service_.draining_ && rest > absl::ZeroDuration()) {
-        ticket_ = service_.events_.Await(seen, rest, [this] { service_.executor_.Run([this] { Look(); }); });
+      if (job.ok() && !job->done() && !cancelled_ && !service_.calls_.draining() && rest > absl::ZeroDuration()) {
+        ticket_ = service_.events_.Await(seen, rest, [this] { service_.calls_.Run([this] { Look(); }); });
         return;
       }
     }
@@ -123,15 +127,10 @@ class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
   uint64_t ticket_ = 0;  // none yet: Wake knows no ticket 0
 };
 
-void OperationsService::Drain() {
-  draining_ = true;
-  events_.Notify();
-}
-
 grpc::ServerUnaryReactor* OperationsService::GetOperation(grpc::CallbackServerContext* context,
                                                           const google::longrunning::GetOperationRequest* request,
                                                           google::longrunning::Operation* response) {
-  return ServeUnary(context, executor_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseOperationName(request->name(), "name"));
     MP_ASSIGN_OR_RETURN(const Job job, jobs_.Get(id));
     *response = ToOperation(job);
@@ -142,7 +141,7 @@ grpc::ServerUnaryReactor* OperationsService::GetOperation(grpc::CallbackServerCo
 grpc::ServerUnaryReactor* OperationsService::ListOperations(grpc::CallbackServerContext* context,
                                                             const google::longrunning::ListOperationsRequest* request,
                                                             google::longrunning::ListOperationsResponse* response) {
-  return ServeUnary(context, executor_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
     if (request->name() != "operations") {
       return MakeError(v1::NAME_INVALID, "the name of the collection is 'operations'", {.field = "name"});
     }
@@ -160,7 +159,7 @@ grpc::ServerUnaryReactor* OperationsService::ListOperations(grpc::CallbackServer
 grpc::ServerUnaryReactor* OperationsService::CancelOperation(grpc::CallbackServerContext* context,
                                                              const google::longrunning::CancelOperationRequest* request,
                                                              google::protobuf::Empty*) {
-  return ServeUnary(context, executor_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseOperationName(request->name(), "name"));
     MP_RETURN_IF_ERROR(jobs_.RequestCancel(id).status());
     events_.Notify();
@@ -171,7 +170,7 @@ grpc::ServerUnaryReactor* OperationsService::CancelOperation(grpc::CallbackServe
 grpc::ServerUnaryReactor* OperationsService::DeleteOperation(grpc::CallbackServerContext* context,
                                                              const google::longrunning::DeleteOperationRequest* request,
                                                              google::protobuf::Empty*) {
-  return ServeUnary(context, executor_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseOperationName(request->name(), "name"));
     MP_RETURN_IF_ERROR(jobs_.Delete(id));
     events_.Notify();
@@ -183,9 +182,9 @@ grpc::ServerUnaryReactor* OperationsService::WaitOperation(grpc::CallbackServerC
                                                            const google::longrunning::WaitOperationRequest* request,
                                                            google::longrunning::Operation* response) {
   const absl::StatusOr<std::string> id = ParseOperationName(request->name(), "name");
-  if (!id.ok()) {
+  if (absl::Status status = id.ok() ? calls_.Enter() : id.status(); !status.ok()) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(ToGrpcStatus(id.status()));
+    reactor->Finish(ToGrpcStatus(status));
     return reactor;
   }
   absl::Time deadline = absl::InfiniteFuture();

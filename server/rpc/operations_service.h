@@ -1,14 +1,13 @@
 #ifndef MODELPRESS_SERVER_RPC_OPERATIONS_SERVICE_H_
 #define MODELPRESS_SERVER_RPC_OPERATIONS_SERVICE_H_
 
-#include <atomic>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "google/longrunning/operations.grpc.pb.h"
-#include "server/base/executor.h"
 #include "server/jobs/job_events.h"
 #include "server/jobs/job_store.h"
+#include "server/rpc/calls.h"
 
 namespace modelpress::server {
 
@@ -19,12 +18,10 @@ absl::StatusOr<JobFilter> ParseFilter(const std::string& filter);
 class OperationsService final : public google::longrunning::Operations::CallbackService {
  public:
   // All must outlive the service.
-  OperationsService(JobStore& jobs, JobEvents& events, Executor& executor) : jobs_(jobs), events_(events), executor_(executor) {}
+  OperationsService(JobStore& jobs, JobEvents& events, Calls& calls) : jobs_(jobs), events_(events), calls_(calls) {}
 
-  // From now on WaitOperation answers at once with the present state, so that no long poll holds up the end of the server.
-  void Drain();
-
-  grpc::ServerUnaryReactor* GetOperation(grpc::CallbackServerContext* context, const google::longrunning::GetOperationRequest* request,
+  grpc::ServerUnaryReactor* GetOperation(grpc::CallbackServerContext* context,
+                                         const google::longrunning::GetOperationRequest* request,
                                          google::longrunning::Operation* response) override;
   grpc::ServerUnaryReactor* ListOperations(grpc::CallbackServerContext* context,
                                            const google::longrunning::ListOperationsRequest* request,
@@ -36,7 +33,8 @@ class OperationsService final : public google::longrunning::Operations::Callback
                                             const google::longrunning::DeleteOperationRequest* request,
                                             google::protobuf::Empty* response) override;
   // A long poll: answers when the operation is done, after `timeout` (unset: the call's deadline), or when the server stops.
-  grpc::ServerUnaryReactor* WaitOperation(grpc::CallbackServerContext* context, const google::longrunning::WaitOperationRequest* request,
+  grpc::ServerUnaryReactor* WaitOperation(grpc::CallbackServerContext* context,
+                                          const google::longrunning::WaitOperationRequest* request,
                                           google::longrunning::Operation* response) override;
 
  private:
@@ -44,8 +42,7 @@ class OperationsService final : public google::longrunning::Operations::Callback
 
   JobStore& jobs_;
   JobEvents& events_;
-  Executor& executor_;
-  std::atomic<bool> draining_ = false;
+  Calls& calls_;
 };
 
 }  // namespace modelpress::server

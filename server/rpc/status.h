@@ -8,9 +8,9 @@
 
 namespace modelpress::server {
 
-// Code, message and details: ErrorInfo always (a status without reason is a fault of ours: INTERNAL_ERROR); BadRequest where the error names a
-// request field; PreconditionFailure of type "MISSING" where files are missing: those of the metadata `missing` (one per line), else
-// `file`. For Operation.error; OK gives code 0.
+// Code, message and details: ErrorInfo always (a status without reason is a fault of ours: INTERNAL_ERROR); BadRequest where the
+// error names a request field; PreconditionFailure of type "MISSING" where files are missing: those of the metadata `missing`
+// (one per line), else `file`. For Operation.error; OK gives code 0.
 google::rpc::Status ToRpcStatus(const absl::Status& status);
 
 // The same with the google.rpc.Status in grpc-status-details-bin.

@@ -28,8 +28,8 @@ v1::Upload UploadProto(const UploadRow& row, uint64_t committed_size, bool compl
   return upload;
 }
 
-// The state of a stored upload. Where the content has come by another way meanwhile, or a stop of the server fell between storing the
-// content and naming it, the upload is completed here.
+// The state of a stored upload. Where the content has come by another way meanwhile, or a stop of the server fell between storing
+// the content and naming it, the upload is completed here.
 absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow& row) {
   MP_ASSIGN_OR_RETURN(const bool here, context.blobs.Contains({row.sha256, row.size_bytes}));
   if (here) {
@@ -41,18 +41,28 @@ absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow&
   return UploadProto(row, committed_size, /*complete=*/false);
 }
 
-// One UploadBytes stream. Reactions of gRPC and tasks of the executor alternate: one message is read, stored, then the next is asked for,
-// so that memory holds one message per stream and only one thread at a time touches the state.
+// One UploadBytes stream. Reactions of gRPC and tasks of the executor alternate: one message is read, stored, then the next is
+// asked for, so that memory holds one message per stream and only one thread at a time touches the state.
 class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesRequest> {
  public:
-  UploadReactor(const TransferContext& context, v1::Upload* response) : context_(context), response_(response) {
-    StartRead(&message_);
+  UploadReactor(const TransferContext& context, v1::Upload* response)
+      : context_(context), response_(response), entered_(context.calls.Enter()) {
+    if (entered_.ok()) {
+      StartRead(&message_);
+    } else {
+      Finish(ToGrpcStatus(entered_));
+    }
   }
 
   void OnReadDone(bool ok) override {
-    context_.executor.Run([this, ok] { ok ? Take() : End(); });
+    context_.calls.Run([this, ok] { ok ? Take() : End(); });
   }
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    if (entered_.ok()) {
+      context_.calls.Leave();
+    }
+    delete this;
+  }
 
  private:
   void Take() {
@@ -88,7 +98,8 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
     absl::StatusOr<std::unique_ptr<BlobWriter>> writer = context_.blobs.OpenWriter(row_.id, {row_.sha256, row_.size_bytes});
     if (absl::IsFailedPrecondition(writer.status())) {
       // Most often the caller's own stream of a moment ago, whose end has not come through yet.
-      return MakeError(v1::UPLOAD_BUSY, absl::StrCat("another stream still writes ", message_.upload(), "; try again in a moment"),
+      return MakeError(v1::UPLOAD_BUSY,
+                       absl::StrCat("another stream still writes ", message_.upload(), "; try again in a moment"),
                        {.field = "upload"});
     }
     MP_ASSIGN_OR_RETURN(writer_, std::move(writer));
@@ -140,17 +151,24 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
 
   const TransferContext context_;
   v1::Upload* const response_;
+  const absl::Status entered_;
   v1::UploadBytesRequest message_;
   UploadRow row_;
   std::unique_ptr<BlobWriter> writer_;
   bool complete_ = false;
 };
 
-// One DownloadFile stream: one message is read from the disk and sent, then the next, so that a slow reader costs one message of memory.
+// One DownloadFile stream: one message is read from the disk and sent, then the next, so that a slow reader costs one message of
+// memory.
 class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileResponse> {
  public:
-  DownloadReactor(const TransferContext& context, const v1::DownloadFileRequest* request) : context_(context) {
-    context_.executor.Run([this, request] {
+  DownloadReactor(const TransferContext& context, const v1::DownloadFileRequest* request)
+      : context_(context), entered_(context.calls.Enter()) {
+    if (!entered_.ok()) {
+      Finish(ToGrpcStatus(entered_));
+      return;
+    }
+    context_.calls.Run([this, request] {
       if (absl::Status status = Open(*request); !status.ok()) {
         Finish(ToGrpcStatus(status));
       } else {
@@ -166,23 +184,30 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
     }
     context_.metrics.Downloaded(message_.data().size());
     message_.clear_file();
-    context_.executor.Run([this] { offset_ == end_ ? Finish(grpc::Status::OK) : Send(); });
+    context_.calls.Run([this] { offset_ == end_ ? Finish(grpc::Status::OK) : Send(); });
   }
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    if (entered_.ok()) {
+      context_.calls.Leave();
+    }
+    delete this;
+  }
 
  private:
   absl::Status Open(const v1::DownloadFileRequest& request) {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request.name(), "name"));
     MP_ASSIGN_OR_RETURN(const FileRow row, context_.workspaces.GetFile(name.workspace, name.path));
     if (!request.sha256().empty() && request.sha256() != row.sha256) {
-      return WithMetadata(MakeError(v1::FILE_CHANGED, absl::StrCat("the file's SHA-256 is ", row.sha256, " now; begin from offset 0"),
-                                    {.field = "sha256", .file = name.path}),
-                          "sha256", row.sha256);
+      return WithMetadata(
+          MakeError(v1::FILE_CHANGED, absl::StrCat("the file's SHA-256 is ", row.sha256, " now; begin from offset 0"),
+                    {.field = "sha256", .file = name.path}),
+          "sha256", row.sha256);
     }
     if (request.offset() > row.size_bytes) {
-      return MakeError(v1::RANGE_INVALID,
-                       absl::StrCat("offset ", request.offset(), " is behind the end of the file, which has ", row.size_bytes, " bytes"),
-                       {.field = "offset", .file = name.path});
+      return MakeError(
+          v1::RANGE_INVALID,
+          absl::StrCat("offset ", request.offset(), " is behind the end of the file, which has ", row.size_bytes, " bytes"),
+          {.field = "offset", .file = name.path});
     }
     MP_ASSIGN_OR_RETURN(reader_, context_.blobs.Open(row.sha256));
     const uint64_t rest = row.size_bytes - request.offset();
@@ -205,6 +230,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
   }
 
   const TransferContext context_;
+  const absl::Status entered_;
   std::unique_ptr<BlobReader> reader_;
   uint64_t offset_ = 0;
   uint64_t end_ = 0;
@@ -215,7 +241,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
 
 grpc::ServerUnaryReactor* WorkspacesService::CreateWorkspace(grpc::CallbackServerContext* context,
                                                              const v1::CreateWorkspaceRequest* request, v1::Workspace* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     if (!request->workspace_id().empty()) {
       MP_RETURN_IF_ERROR(CheckWorkspaceId(request->workspace_id(), "workspace_id"));
     }
@@ -227,9 +253,9 @@ grpc::ServerUnaryReactor* WorkspacesService::CreateWorkspace(grpc::CallbackServe
   });
 }
 
-grpc::ServerUnaryReactor* WorkspacesService::GetWorkspace(grpc::CallbackServerContext* context, const v1::GetWorkspaceRequest* request,
-                                                          v1::Workspace* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+grpc::ServerUnaryReactor* WorkspacesService::GetWorkspace(grpc::CallbackServerContext* context,
+                                                          const v1::GetWorkspaceRequest* request, v1::Workspace* response) {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseWorkspaceName(request->name(), "name"));
     MP_ASSIGN_OR_RETURN(const WorkspaceRow row, context_.workspaces.GetWorkspace(id));
     *response = ToProto(row);
@@ -240,7 +266,7 @@ grpc::ServerUnaryReactor* WorkspacesService::GetWorkspace(grpc::CallbackServerCo
 grpc::ServerUnaryReactor* WorkspacesService::ListWorkspaces(grpc::CallbackServerContext* context,
                                                             const v1::ListWorkspacesRequest* request,
                                                             v1::ListWorkspacesResponse* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
     MP_ASSIGN_OR_RETURN(const Page<WorkspaceRow> page, context_.workspaces.ListWorkspaces(page_size, request->page_token()));
     for (const WorkspaceRow& row : page.rows) {
@@ -252,8 +278,9 @@ grpc::ServerUnaryReactor* WorkspacesService::ListWorkspaces(grpc::CallbackServer
 }
 
 grpc::ServerUnaryReactor* WorkspacesService::DeleteWorkspace(grpc::CallbackServerContext* context,
-                                                             const v1::DeleteWorkspaceRequest* request, google::protobuf::Empty*) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+                                                             const v1::DeleteWorkspaceRequest* request,
+                                                             google::protobuf::Empty*) {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseWorkspaceName(request->name(), "name"));
     return context_.workspaces.DeleteWorkspace(id);
   });
@@ -261,7 +288,7 @@ grpc::ServerUnaryReactor* WorkspacesService::DeleteWorkspace(grpc::CallbackServe
 
 grpc::ServerUnaryReactor* WorkspacesService::GetFile(grpc::CallbackServerContext* context, const v1::GetFileRequest* request,
                                                      v1::File* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->name(), "name"));
     MP_ASSIGN_OR_RETURN(const FileRow row, context_.workspaces.GetFile(name.workspace, name.path));
     *response = ToProto(name.workspace, row);
@@ -271,7 +298,7 @@ grpc::ServerUnaryReactor* WorkspacesService::GetFile(grpc::CallbackServerContext
 
 grpc::ServerUnaryReactor* WorkspacesService::ListFiles(grpc::CallbackServerContext* context, const v1::ListFilesRequest* request,
                                                        v1::ListFilesResponse* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(request->parent(), "parent"));
     MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
     MP_ASSIGN_OR_RETURN(const Page<FileRow> page, context_.workspaces.ListFiles(workspace, page_size, request->page_token()));
@@ -283,17 +310,17 @@ grpc::ServerUnaryReactor* WorkspacesService::ListFiles(grpc::CallbackServerConte
   });
 }
 
-grpc::ServerUnaryReactor* WorkspacesService::DeleteFile(grpc::CallbackServerContext* context, const v1::DeleteFileRequest* request,
-                                                        google::protobuf::Empty*) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+grpc::ServerUnaryReactor* WorkspacesService::DeleteFile(grpc::CallbackServerContext* context,
+                                                        const v1::DeleteFileRequest* request, google::protobuf::Empty*) {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->name(), "name"));
     return context_.workspaces.DeleteFile(name.workspace, name.path);
   });
 }
 
-grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerContext* context, const v1::StartUploadRequest* request,
-                                                         v1::Upload* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerContext* context,
+                                                         const v1::StartUploadRequest* request, v1::Upload* response) {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->file(), "file"));
     MP_RETURN_IF_ERROR(CheckSha256(request->sha256(), "sha256"));
     MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
@@ -308,7 +335,7 @@ grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerCon
 
 grpc::ServerUnaryReactor* WorkspacesService::GetUpload(grpc::CallbackServerContext* context, const v1::GetUploadRequest* request,
                                                        v1::Upload* response) {
-  return ServeUnary(context, context_.executor, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
     MP_ASSIGN_OR_RETURN(const UploadName name, ParseUploadName(request->name(), "name"));
     MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.GetUpload(name.workspace, name.upload));
     MP_ASSIGN_OR_RETURN(*response, Look(context_, row));
@@ -316,7 +343,8 @@ grpc::ServerUnaryReactor* WorkspacesService::GetUpload(grpc::CallbackServerConte
   });
 }
 
-grpc::ServerReadReactor<v1::UploadBytesRequest>* WorkspacesService::UploadBytes(grpc::CallbackServerContext*, v1::Upload* response) {
+grpc::ServerReadReactor<v1::UploadBytesRequest>* WorkspacesService::UploadBytes(grpc::CallbackServerContext*,
+                                                                                v1::Upload* response) {
   return new UploadReactor(context_, response);
 }
 

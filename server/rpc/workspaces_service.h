@@ -3,9 +3,9 @@
 
 #include "modelpress/v1/workspaces.grpc.pb.h"
 #include "server/base/clock.h"
-#include "server/base/executor.h"
 #include "server/blobs/blob_store.h"
 #include "server/metrics/metrics.h"
+#include "server/rpc/calls.h"
 #include "server/workspaces/workspace_store.h"
 
 namespace modelpress::server {
@@ -14,7 +14,7 @@ namespace modelpress::server {
 struct TransferContext {
   WorkspaceStore& workspaces;
   BlobStore& blobs;
-  Executor& executor;
+  Calls& calls;
   Metrics& metrics;
 };
 
@@ -31,7 +31,8 @@ class WorkspacesService final : public v1::Workspaces::CallbackService {
                                            v1::ListWorkspacesResponse* response) override;
   grpc::ServerUnaryReactor* DeleteWorkspace(grpc::CallbackServerContext* context, const v1::DeleteWorkspaceRequest* request,
                                             google::protobuf::Empty* response) override;
-  grpc::ServerUnaryReactor* GetFile(grpc::CallbackServerContext* context, const v1::GetFileRequest* request, v1::File* response) override;
+  grpc::ServerUnaryReactor* GetFile(grpc::CallbackServerContext* context, const v1::GetFileRequest* request,
+                                    v1::File* response) override;
   grpc::ServerUnaryReactor* ListFiles(grpc::CallbackServerContext* context, const v1::ListFilesRequest* request,
                                       v1::ListFilesResponse* response) override;
   grpc::ServerUnaryReactor* DeleteFile(grpc::CallbackServerContext* context, const v1::DeleteFileRequest* request,
@@ -40,7 +41,8 @@ class WorkspacesService final : public v1::Workspaces::CallbackService {
                                         v1::Upload* response) override;
   grpc::ServerUnaryReactor* GetUpload(grpc::CallbackServerContext* context, const v1::GetUploadRequest* request,
                                       v1::Upload* response) override;
-  grpc::ServerReadReactor<v1::UploadBytesRequest>* UploadBytes(grpc::CallbackServerContext* context, v1::Upload* response) override;
+  grpc::ServerReadReactor<v1::UploadBytesRequest>* UploadBytes(grpc::CallbackServerContext* context,
+                                                               v1::Upload* response) override;
   grpc::ServerWriteReactor<v1::DownloadFileResponse>* DownloadFile(grpc::CallbackServerContext* context,
                                                                    const v1::DownloadFileRequest* request) override;
 

@@ -3,10 +3,11 @@
 // Limits are set by the worker with prlimit(2) as soon as the process exists, so that nothing in the child can forget them:
 //   CPU time   RLIMIT_CPU    -> SIGXCPU
 //   file size  RLIMIT_FSIZE  -> SIGXFSZ
-//   memory     RLIMIT_DATA (what the process allocates; mapped model files do not count, which RLIMIT_AS would do although they cost nothing) ->
-//              an allocation fails and the child exits with kExitOutOfMemory. Shared anonymous memory and libraries that overcommit escape
-//              it, so the worker looks at the resident anonymous memory as well (OverMemoryLimit). A cgroup would be exact, but needs rights
-//              that an unprivileged container does not have.
+//   memory     RLIMIT_DATA (what the process allocates; mapped model files do not count, which RLIMIT_AS would do although they
+//   cost nothing) ->
+//              an allocation fails and the child exits with kExitOutOfMemory. Shared anonymous memory and libraries that
+//              overcommit escape it, so the worker looks at the resident anonymous memory as well (OverMemoryLimit). A cgroup
+//              would be exact, but needs rights that an unprivileged container does not have.
 #ifndef MODELPRESS_SERVER_WORKER_CHILD_PROCESS_H_
 #define MODELPRESS_SERVER_WORKER_CHILD_PROCESS_H_
 
@@ -56,7 +57,8 @@ class ChildProcess {
   // False once it has ended, however.
   bool Alive();
 
-  // Queues the spec. Flush() sends what the child takes without blocking; it is needed while `has_unsent()`, when input_fd() is writable.
+  // Queues the spec. Flush() sends what the child takes without blocking; it is needed while `has_unsent()`, when input_fd() is
+  // writable.
   void Send(const RunSpec& spec) { unsent_ += Frame(spec); }
   bool has_unsent() const { return !unsent_.empty(); }
   void Flush();

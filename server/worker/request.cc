@@ -66,7 +66,8 @@ absl::StatusOr<google::protobuf::Any> NameOutputs(const google::protobuf::Any& r
       continue;
     }
     if (!field->is_repeated()) {
-      MP_RETURN_IF_ERROR(NameOutput(static_cast<v1::File&>(*reflection.MutableMessage(message.get(), field)), workspace_id, outputs));
+      MP_RETURN_IF_ERROR(
+          NameOutput(static_cast<v1::File&>(*reflection.MutableMessage(message.get(), field)), workspace_id, outputs));
       continue;
     }
     for (int i = 0; i < reflection.FieldSize(*message, field); ++i) {

@@ -15,8 +15,8 @@ namespace modelpress::server {
 // CallOptions.execution_timeout of a request; infinite if it has none.
 absl::Duration ExecutionTimeout(const google::protobuf::Any& request);
 
-// `response` with every File, whose name is a path in the workspace, given its full name, size and digest from `outputs`. INTERNAL_ERROR if it names a
-// file that is not among them.
+// `response` with every File, whose name is a path in the workspace, given its full name, size and digest from `outputs`.
+// INTERNAL_ERROR if it names a file that is not among them.
 absl::StatusOr<google::protobuf::Any> NameOutputs(const google::protobuf::Any& response, const std::string& workspace_id,
                                                   const std::vector<OutputFile>& outputs);
 

@@ -31,7 +31,8 @@ namespace {
 
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
 
-// Where the worker listens. Libraries may print to stdout, so that descriptor is made another name of stderr and the protocol gets its own.
+// Where the worker listens. Libraries may print to stdout, so that descriptor is made another name of stderr and the protocol
+// gets its own.
 class EventPipe {
  public:
   EventPipe() : fd_(fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1)) { dup2(STDERR_FILENO, STDOUT_FILENO); }
@@ -118,7 +119,8 @@ absl::StatusOr<RunResult> Dispatch(const google::protobuf::Any& any, engine::Cal
   }
   if (v1::SavePruneRetrainModelRequest request; any.UnpackTo(&request)) {
     use(request.options());
-    MP_ASSIGN_OR_RETURN(const engine::SavedModels saved, engine::SavePruneRetrainModel(context, request.model(), request.save_path()));
+    MP_ASSIGN_OR_RETURN(const engine::SavedModels saved,
+                        engine::SavePruneRetrainModel(context, request.model(), request.save_path()));
     return SavedResult<v1::SavePruneRetrainModelResponse>(saved, context.validate_only);
   }
   return MakeError(v1::INTERNAL_ERROR, absl::StrCat("this engine does not know requests of type ", any.type_url()));
@@ -136,7 +138,9 @@ RunResult Serve(const RunSpec& spec, const EventPipe& events) {
   context.files = &files;
   context.output_root = spec.output_dir();
   context.threads = spec.threads();
-  context.progress = [&reporter](const std::string& stage, uint64_t done, uint64_t total) { reporter.Report(stage, done, total); };
+  context.progress = [&reporter](const std::string& stage, uint64_t done, uint64_t total) {
+    reporter.Report(stage, done, total);
+  };
   absl::StatusOr<RunResult> result = Dispatch(spec.request(), context);
   if (result.ok()) {
     return *std::move(result);

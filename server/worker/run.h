@@ -4,8 +4,8 @@
 
 namespace modelpress::server {
 
-// Speaks run_protocol.proto on stdin and stdout. First thing in main, before threads start. Returns the exit code: 0 after an answer, or if
-// stdin ended before there was anything to do.
+// Speaks run_protocol.proto on stdin and stdout. First thing in main, before threads start. Returns the exit code: 0 after an
+// answer, or if stdin ended before there was anything to do.
 int RunChild();
 
 }  // namespace modelpress::server

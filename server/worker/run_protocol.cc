@@ -21,7 +21,8 @@ std::string Frame(const google::protobuf::MessageLite& message) {
 }
 
 absl::StatusOr<bool> FrameReader::Next(google::protobuf::MessageLite& message) {
-  google::protobuf::io::CodedInputStream input(reinterpret_cast<const uint8_t*>(buffer_.data()), static_cast<int>(buffer_.size()));
+  google::protobuf::io::CodedInputStream input(reinterpret_cast<const uint8_t*>(buffer_.data()),
+                                               static_cast<int>(buffer_.size()));
   uint32_t size = 0;
   if (!input.ReadVarint32(&size)) {
     return buffer_.size() < kMaxVarint32 ? absl::StatusOr<bool>(false) : absl::DataLossError("a message's length is malformed");

@@ -33,6 +33,7 @@ using State = v1::OperationMetadata;
 
 constexpr absl::Duration kMemoryCheckInterval = absl::Milliseconds(50);
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(250);
+constexpr absl::Duration kSpareDelay = absl::Seconds(1);
 constexpr absl::Duration kRescueInterval = absl::Seconds(1);
 
 std::string ScratchName(const std::string& id, int attempt) { return absl::StrCat(id, "-", attempt); }
@@ -54,17 +55,27 @@ Outcome Failure(State::State state, const absl::Status& status) {
 
 Outcome Crashed(int failures, const std::string& cause) {
   return Failure(State::FAILED, MakeError(v1::ENGINE_CRASHED, absl::StrCat("the engine died without an answer on ", failures,
-                                                                            " attempts, the last time by ", cause,
-                                                                            "; please report it with the input")));
+                                                                           " attempts, the last time by ", cause,
+                                                                           "; please report it with the input")));
 }
 
 // Requeues or fails a job whose attempt ended without an answer.
-absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& context, const Job& job, const std::string& cause) {
+absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& context, const Job& job,
+                            const std::string& cause) {
   const int failures = job.failures + 1;
   if (failures < options.max_failures) {
     return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/true);
   }
   return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(failures, cause));
+}
+
+// Requeues a job whose worker or child was killed from outside. That is the machine's failure, not the job's, so it does not count against
+// the job; only one that goes on outliving them is suspected of being the cause.
+absl::Status GiveBackLost(const WorkerOptions& options, const WorkerContext& context, const Job& job, const std::string& cause) {
+  if (job.metadata.attempt() < options.max_attempts) {
+    return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/false);
+  }
+  return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(job.metadata.attempt(), cause));
 }
 
 absl::Status RemoveDeadScratch(const WorkerOptions& options, const WorkerContext& context) {
@@ -102,7 +113,7 @@ absl::Status Rescue(const WorkerOptions& options, const WorkerContext& context) 
     if (!expired && !IsDeadOwner(job.lease_owner)) {
       continue;
     }
-    const absl::Status given_back = GiveBackFailed(options, context, job, "the loss of its worker");
+    const absl::Status given_back = GiveBackLost(options, context, job, "the loss of its worker");
     if (absl::IsFailedPrecondition(given_back)) {
       continue;  // another process was quicker, or the holder lives after all and went on
     }
@@ -140,9 +151,9 @@ class Worker::Attempt {
     LOG(INFO) << "attempt " << attempt_ << " of " << job_.metadata.method() << " runs in process " << child_->pid();
     child_->Send(Spec());
     child_->Flush();
-    worker_.PrepareSpare();  // starts while this child works
     Supervise();
     const ChildExit exit = EndChild();
+    worker_.PrepareSpare();  // starts while the outputs are taken over
     return Conclude(exit);
   }
 
@@ -169,6 +180,8 @@ class Worker::Attempt {
 
   // Reads what the child says until it ends or a verdict falls.
   void Supervise() {
+    // Not at once: a short operation would share the processors with the start of the next one's process.
+    absl::Time spare_at = start_ + kSpareDelay;
     absl::Time heartbeat_at = start_ + options_.lease / 3;
     absl::Time memory_at = options_.limits.memory_bytes > 0 ? start_ : absl::InfiniteFuture();
     uint64_t seen = context_.events.generation();
@@ -176,7 +189,7 @@ class Worker::Attempt {
     CheckState();  // a cancel may have come between the claim and here
     while (verdict_ == Verdict::kNone && child_->output_fd() >= 0 && !result_.has_value()) {
       const absl::Time progress_at = progress_new_ ? progress_stored_ + kProgressInterval : absl::InfiniteFuture();
-      const absl::Time next = std::min({heartbeat_at, progress_at, memory_at, start_ + timeout_, worker_.KillTime()});
+      const absl::Time next = std::min({heartbeat_at, progress_at, memory_at, spare_at, start_ + timeout_, worker_.KillTime()});
       pollfd fds[] = {{child_->output_fd(), POLLIN, 0},
                       {child_->log_fd(), POLLIN, 0},
                       {child_->has_unsent() ? child_->input_fd() : -1, POLLOUT, 0},
@@ -203,6 +216,10 @@ class Worker::Attempt {
       if (now >= heartbeat_at || now >= progress_at) {
         Heartbeat();
         heartbeat_at = now + options_.lease / 3;
+      }
+      if (now >= spare_at) {
+        spare_at = absl::InfiniteFuture();
+        worker_.PrepareSpare();
       }
       if (now >= memory_at) {
         memory_at = now + kMemoryCheckInterval;
@@ -309,9 +326,10 @@ class Worker::Attempt {
         return Finish(Failure(State::CANCELLED, MakeError(v1::OPERATION_CANCELLED, "the operation was cancelled on request")));
       case Verdict::kTimeout:
         context_.metrics.ChildDied("timeout");
-        return Finish(Failure(State::FAILED, MakeError(v1::OPERATION_DEADLINE,
-                                                       absl::StrCat("the operation did not end within ", absl::FormatDuration(timeout_),
-                                                                    "; give a longer execution_timeout"))));
+        return Finish(Failure(
+            State::FAILED,
+            MakeError(v1::OPERATION_DEADLINE, absl::StrCat("the operation did not end within ", absl::FormatDuration(timeout_),
+                                                           "; give a longer execution_timeout"))));
       case Verdict::kMemory:
         return LimitHit("memory limit", absl::StrCat(options_.limits.memory_bytes >> 20, " MiB of memory"));
       case Verdict::kGarbage:
@@ -334,14 +352,17 @@ class Worker::Attempt {
     }
     LOG(ERROR) << "attempt " << attempt_ << ": the child died without an answer: " << exit.Cause();
     context_.metrics.ChildDied(exit.Cause());
+    if (exit.signal == SIGKILL) {  // from outside: an engine that crashes dies of other signals
+      return GiveBackLost(options_, context_, job_, exit.Cause());
+    }
     return GiveBackFailed(options_, context_, job_, exit.Cause());
   }
 
   absl::Status LimitHit(const std::string& cause, const std::string& limit) {
     context_.metrics.ChildDied(cause);
-    return Finish(Failure(State::FAILED, MakeError(v1::RESOURCE_LIMIT,
-                                                   absl::StrCat("the operation needs more than the server's limit of ", limit,
-                                                                "; ask its operator for more"))));
+    return Finish(
+        Failure(State::FAILED, MakeError(v1::RESOURCE_LIMIT, absl::StrCat("the operation needs more than the server's limit of ",
+                                                                          limit, "; ask its operator for more"))));
   }
 
   // The outcome that the child's answer stands for; the lease is kept while big outputs are hashed.
@@ -359,8 +380,9 @@ class Worker::Attempt {
     outcome.warnings.assign(result_->warnings().begin(), result_->warnings().end());
     if (!result_->has_response()) {
       outcome.state = State::FAILED;
-      outcome.error = result_->has_error() ? result_->error()
-                                           : ToRpcStatus(MakeError(v1::INTERNAL_ERROR, "the engine gave neither answer nor error"));
+      outcome.error = result_->has_error()
+                          ? result_->error()
+                          : ToRpcStatus(MakeError(v1::INTERNAL_ERROR, "the engine gave neither answer nor error"));
       return outcome;
     }
     MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(job_.metadata.workspace(), "workspace"));
@@ -481,8 +503,7 @@ void Worker::Loop() {
       rescue_at = absl::Now() + kRescueInterval;
     }
     const uint64_t seen = context_.events.generation();
-    const absl::StatusOr<std::optional<Job>> job =
-        context_.jobs.Claim(options_.owner, context_.clock.Now() + options_.lease);
+    const absl::StatusOr<std::optional<Job>> job = context_.jobs.Claim(options_.owner, context_.clock.Now() + options_.lease);
     if (job.ok() && job->has_value()) {
       RunJob(**job);
       continue;

@@ -30,7 +30,8 @@ struct WorkerOptions {
   int threads_per_operation = 1;
   ChildLimits limits;
   absl::Duration max_execution = absl::Hours(24);  // of one attempt; caps CallOptions.execution_timeout
-  int max_failures = 3;                            // attempts that end without an answer, then the operation fails
+  int max_failures = 3;   // attempts whose child ends without an answer, then the operation fails
+  int max_attempts = 20;  // attempts in all, those ended from outside included
 };
 
 // What a worker works with. All must outlive it. Every worker and service of one process shares one set.
@@ -42,15 +43,16 @@ struct WorkerContext {
   const Clock& clock;
 };
 
-// Ends what dead workers left: jobs under a lease that ran out or whose holder is a dead process of this machine go back to the queue (or
-// fail after `max_failures`), and scratch folders without a living attempt are removed. Safe to run at any time in any process.
+// Ends what dead workers left: jobs under a lease that ran out or whose holder is a dead process of this machine go back to the
+// queue (or fail, after `max_attempts` in all), and scratch folders without a living attempt are removed. Safe to run at any time in any
+// process.
 absl::Status Rescue(const WorkerOptions& options, const WorkerContext& context);
 
 // One thread that works on one operation at a time, and keeps a spare child started for the next one.
 //
-// An attempt: claim -> child gets the RunSpec -> its outputs are adopted by the blob store -> Finish links them and stores the outcome.
-// Until Finish nothing is visible; after it nothing is left to do but to remove the scratch folder. Whatever is killed in between, the
-// lease ends and Rescue (of any process) starts the next attempt.
+// An attempt: claim -> child gets the RunSpec -> its outputs are adopted by the blob store -> Finish links them and stores the
+// outcome. Until Finish nothing is visible; after it nothing is left to do but to remove the scratch folder. Whatever is killed
+// in between, the lease ends and Rescue (of any process) starts the next attempt.
 class Worker {
  public:
   Worker(const WorkerOptions& options, const WorkerContext& context);
@@ -62,8 +64,8 @@ class Worker {
   void Start();
   // Claims nothing more. Returns at once.
   void StopClaiming();
-  // StopClaiming, then waits for the attempt that runs; after `patience` its child is killed and the job goes back to the queue, without
-  // counting as a failure.
+  // StopClaiming, then waits for the attempt that runs; after `patience` its child is killed and the job goes back to the queue,
+  // without counting as a failure.
   void Stop(absl::Duration patience);
 
  private:
@@ -84,7 +86,7 @@ class Worker {
   UniqueFd wake_;  // eventfd: something changed
   std::atomic<bool> stopping_ = false;
   std::atomic<int64_t> kill_nanos_ = INT64_MAX;  // Unix time at which a running child is killed
-  std::unique_ptr<ChildProcess> spare_;  // of the thread
+  std::unique_ptr<ChildProcess> spare_;          // of the thread
   std::thread thread_;
 };
 

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime  # noqa: F401  before onnx: Debian's two share one schema registry
-import pytest
-
 import modelpress
 from tests.e2e.server_process import BIN_DIR, ServerProcess
 
@@ -69,7 +67,6 @@ def start_worker(server: ServerProcess) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.timeout(1800) if hasattr(pytest.mark, "timeout") else (lambda test: test)
 def test_every_operation_ends_once_with_the_same_bytes(tmp_path: Path) -> None:
     chance = random.Random(20261121)  # noqa: S311  no secret
     model, record = write_model(tmp_path, megabytes=24)

@@ -109,7 +109,8 @@ TEST(TensorTest, ProtoRoundTrip) {
   const onnx::ModelProto model = MakeModel(300);
   for (const TensorProto& proto : model.graph().initializer()) {
     Tensor tensor = FromProto(proto);
-    EXPECT_EQ(tensor.header.raw_data().size() + tensor.header.float_data_size() + tensor.header.int32_data_size(), 0) << proto.name();
+    EXPECT_EQ(tensor.header.raw_data().size() + tensor.header.float_data_size() + tensor.header.int32_data_size(), 0)
+        << proto.name();
     auto back = ToProto(tensor);
     ASSERT_TRUE(back.ok());
     EXPECT_EQ(back->SerializeAsString(), proto.SerializeAsString()) << proto.name();

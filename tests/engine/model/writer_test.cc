@@ -147,7 +147,11 @@ TEST(WriterTest, LargeModelsSpillTheirLargestTensors) {
     uint64_t limit;
     std::vector<std::string> names;
   };
-  const Case cases[] = {{whole + 1, {}}, {whole, {"w2"}}, {whole - 20000, {"w0", "w2"}}, {17000, {"w0", "w1", "w2"}}, {0, {"w0", "w1", "w2", "w3"}}};
+  const Case cases[] = {{whole + 1, {}},
+                        {whole, {"w2"}},
+                        {whole - 20000, {"w0", "w2"}},
+                        {17000, {"w0", "w1", "w2"}},
+                        {0, {"w0", "w1", "w2", "w3"}}};
   for (const Case& c : cases) {
     TestFolder out;
     std::vector<std::string> expected = {"out.onnx"};
@@ -167,13 +171,14 @@ TEST(WriterTest, NamesOfExternalFilesAreLegalAndDistinct) {
   TestFolder out;
   Model model;
   model.shell.mutable_graph();
-  for (const std::string& name : {std::string("../x"), std::string("a:b*c?d\"e<f>g|h\\i"), std::string(300, 'n'), std::string(301, 'n'), std::string()}) {
+  for (const std::string& name :
+       {std::string("../x"), std::string("a:b*c?d\"e<f>g|h\\i"), std::string(300, 'n'), std::string(301, 'n'), std::string()}) {
     model.initializers.push_back(FromProto(MakeRawTensor(name, 1)));
     model.initializers.back().external = true;
   }
-  EXPECT_THAT(WriteModel(out, model),
-              ElementsAre("out.onnx", ".._x_deploy.external", "a_b_c_d_e_f_g_h_i_deploy.external", std::string(239, 'n') + "_deploy.external",
-                          std::string(237, 'n') + "_1_deploy.external", "_deploy.external"));
+  EXPECT_THAT(WriteModel(out, model), ElementsAre("out.onnx", ".._x_deploy.external", "a_b_c_d_e_f_g_h_i_deploy.external",
+                                                  std::string(239, 'n') + "_deploy.external",
+                                                  std::string(237, 'n') + "_1_deploy.external", "_deploy.external"));
 }
 
 TEST(WriterTest, SameBytesWithAnyNumberOfThreads) {
@@ -243,12 +248,12 @@ TEST(WriterTest, DigestsAndModesAreRight) {
   EXPECT_EQ(files[2].sha256, abc);
   EXPECT_EQ(files[2].size, 3);
   for (const WrittenFile& file : files) {
-    struct stat info {};
+    struct stat info{};
     ASSERT_EQ(stat(out.Path("x/y/" + file.name).c_str(), &info), 0);
     EXPECT_EQ(info.st_mode & 07777, 0640);
   }
   EXPECT_EQ(out.Read("x/y/text"), "abc");
-  struct stat info {};
+  struct stat info{};
   ASSERT_EQ(stat(out.Path("x/y").c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 07777, 0750 & ~umask_before);
   ASSERT_EQ(stat(out.Path("x").c_str(), &info), 0);

@@ -36,7 +36,8 @@ TEST_F(DaemonTest, PlaintextIsForLoopbackOnly) {
   for (const char* loopback : {"localhost:1", "127.0.0.1:1", "127.1.2.3:0", "[::1]:5"}) {
     EXPECT_TRUE(IsLoopback(loopback)) << loopback;
   }
-  for (const char* other : {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "localhost.example:1", "127.example.com:1", ":1", "127.0.0.1.example:1"}) {
+  for (const char* other :
+       {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "localhost.example:1", "127.example.com:1", ":1", "127.0.0.1.example:1"}) {
     EXPECT_FALSE(IsLoopback(other)) << other;
   }
 }

@@ -470,6 +470,19 @@ TEST_P(JobStoreConformance, RequeueGivesAnotherAttempt) {
   EXPECT_OK(jobs().Finish("o1", 2, Success()));
 }
 
+TEST_P(JobStoreConformance, OnlyFailedAttemptsCountAsFailures) {
+  MakeJobIn(Metadata::RUNNING, "o1");
+  int failures = 0;
+  for (int attempt = 1; attempt <= 4; ++attempt) {
+    const bool failed = attempt % 2 == 0;
+    ASSERT_OK(jobs().Requeue("o1", attempt, failed));
+    failures += failed ? 1 : 0;
+    ASSERT_OK_AND_ASSIGN(std::optional<Job> job, jobs().Claim("w", Lease()));
+    ASSERT_TRUE(job.has_value());
+    EXPECT_EQ(job->failures, failures);
+  }
+}
+
 TEST_P(JobStoreConformance, RequeueEndsACancelledJob) {
   MakeJobIn(Metadata::CANCELLING, "o1");
   ASSERT_OK(jobs().Requeue("o1", 1, /*failed=*/true));

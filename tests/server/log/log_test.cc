@@ -16,7 +16,9 @@ TEST(LogTest, OneJsonObjectPerEntryWithTheThreadsFields) {
   {
     const LogOutput output(LogOutput::Format::kJson, pipe_fds[1]);
     const ScopedLogFields outer({{"operation", "o1"}});
-    { const ScopedLogFields inner({{"stage", "read"}}); }
+    {
+      const ScopedLogFields inner({{"stage", "read"}});
+    }
     LOG(WARNING) << "line\nbreak \xFF \"quoted\"";
   }
   close(pipe_fds[1]);

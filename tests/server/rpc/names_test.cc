@@ -36,8 +36,8 @@ TEST(NamesTest, BadNamesNameTheirField) {
 
 TEST(NamesTest, PathsAreRelativeAndPlain) {
   const std::string longest(255, 'x');
-  for (const std::string& path : {std::string("a"), std::string("a/b.onnx"), std::string("..a"), std::string("\xC3\xA4/\xF0\x9F\x98\x80"),
-                                  longest, std::string("a b")}) {
+  for (const std::string& path : {std::string("a"), std::string("a/b.onnx"), std::string("..a"),
+                                  std::string("\xC3\xA4/\xF0\x9F\x98\x80"), longest, std::string("a b")}) {
     EXPECT_TRUE(CheckPath(path, "f").ok()) << path;
   }
   for (const std::string& path :

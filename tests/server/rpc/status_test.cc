@@ -37,7 +37,8 @@ TEST(StatusTest, EveryReasonHasItsCodeAndName) {
 }
 
 TEST(StatusTest, FieldBecomesViolation) {
-  const google::rpc::Status rpc = ToRpcStatus(MakeError(v1::RECORD_VALUE, "bad", {.field = "record_file", .file = "r.txt", .line = 3}));
+  const google::rpc::Status rpc =
+      ToRpcStatus(MakeError(v1::RECORD_VALUE, "bad", {.field = "record_file", .file = "r.txt", .line = 3}));
   EXPECT_EQ(rpc.message(), "r.txt:3: bad");
   const auto request = Find<google::rpc::BadRequest>(rpc);
   ASSERT_TRUE(request.has_value());
@@ -63,7 +64,8 @@ TEST(StatusTest, StatusWithoutReasonIsOurFault) {
 }
 
 TEST(StatusTest, LongTextsFitIntoTrailers) {
-  const grpc::Status status = ToGrpcStatus(MakeError(v1::MODEL_UNREADABLE, std::string(100'000, 'x'), {.file = std::string(9000, 'f')}));
+  const grpc::Status status =
+      ToGrpcStatus(MakeError(v1::MODEL_UNREADABLE, std::string(100'000, 'x'), {.file = std::string(9000, 'f')}));
   EXPECT_LT(status.error_message().size() + status.error_details().size(), 8000);
 }
 

@@ -220,8 +220,12 @@ TEST_F(WorkspacesServiceTest, DownloadsTakeRanges) {
   request.set_name("workspaces/w/files/a");
   std::string got;
   v1::File file;
-  for (const auto& [offset, length] : {std::pair<uint64_t, uint64_t>{0, 1}, {1, 0}, {1 << 20, 5}, {content.size(), 0},
-                                       {content.size() - 3, 10}, {7, (1 << 20) + 1}}) {
+  for (const auto& [offset, length] : {std::pair<uint64_t, uint64_t>{0, 1},
+                                       {1, 0},
+                                       {1 << 20, 5},
+                                       {content.size(), 0},
+                                       {content.size() - 3, 10},
+                                       {7, (1 << 20) + 1}}) {
     request.set_offset(offset);
     request.set_length(length);
     ASSERT_TRUE(Download(request, &got, &file).ok());

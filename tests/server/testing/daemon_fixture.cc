@@ -145,7 +145,8 @@ std::string ReasonOf(const google::rpc::Status& status) {
 }
 
 std::string MetadataOf(const grpc::Status& status, const std::string& key) {
-  for (const google::protobuf::Any& detail : DetailsOf(status).details()) {
+  const google::rpc::Status details = DetailsOf(status);
+  for (const google::protobuf::Any& detail : details.details()) {
     if (google::rpc::ErrorInfo info; detail.UnpackTo(&info)) {
       return info.metadata().contains(key) ? info.metadata().at(key) : "";
     }

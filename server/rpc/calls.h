@@ -1,0 +1,46 @@
+// The calls that are being served: counted, so that the end of the server can wait for them, and refused once it drains.
+#ifndef MODELPRESS_SERVER_RPC_CALLS_H_
+#define MODELPRESS_SERVER_RPC_CALLS_H_
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/base/executor.h"
+
+namespace modelpress::server {
+
+// gRPC's own Server::Shutdown also waits for connections to close, which idle clients may take any time for, and resets calls
+// that come in meanwhile as CANCELLED, which clients do not retry. Thread-safe.
+class Calls {
+ public:
+  // `executor` must outlive this.
+  explicit Calls(Executor& executor) : executor_(executor) {}
+
+  // A call begins; every OK wants one Leave. SERVER_DRAINING once Drain was called.
+  absl::Status Enter();
+  void Leave();
+  bool draining() const;
+
+  // Refuses calls from now on.
+  void Drain();
+  // Returns when those that run have ended, or at `deadline`.
+  void AwaitEnd(absl::Time deadline);
+
+  // Runs what may block.
+  void Run(std::function<void()> task) { executor_.Run(std::move(task)); }
+
+ private:
+  Executor& executor_;
+  mutable std::mutex mutex_;
+  std::condition_variable ended_;
+  int count_ = 0;
+  bool draining_ = false;
+};
+
+}  // namespace modelpress::server
+
+#endif  // MODELPRESS_SERVER_RPC_CALLS_H_
