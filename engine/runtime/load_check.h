@@ -16,7 +16,7 @@ void InitializeRuntime();
 // Refused: an INVALID_ARGUMENT status without reason whose text is ONNX Runtime's. RESOURCE_EXHAUSTED, without reason too, where
 // more than 1 GiB is left without the big tensors. An error of reading a tensor is passed on. `stream_threshold`: initializers,
 // and tensors of Constant nodes, of more bytes than that become graph inputs.
-absl::Status CheckLoads(const Model& model, uint64_t stream_threshold = 1 << 20);
+absl::Status CheckLoads(const Model& model, uint64_t stream_threshold = 64 << 10);
 
 }  // namespace modelpress::engine
 

@@ -1,0 +1,284 @@
+"""Runs the benchmarks: `./dev bench [NAME] [--json]`.
+
+Every benchmark measures something real beside what it is compared with, in the same run and by turns, so that both
+meet the same load. The figures of a comparison are medians; the aims (docs/benchmarks.md) are printed beside them and
+checked by nobody but the reader.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.bench import make_models
+from tests.e2e.server_process import GOLDEN_SAVE, ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+MB = 1e6
+TINY_JOBS = 100
+ENGINE_REPEATS = 5
+
+Result = dict[str, Any]
+
+
+def run_json(*command: str | Path) -> Any:
+    """Runs a program that prints JSON."""
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{Path(command[0]).name} failed with exit status {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table, first column left, others right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    print(f"\n{title}")
+    for row in [header, ["-" * width for width in widths], *rows]:
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  " + "  ".join(cells).rstrip())
+
+
+def ms(seconds: float) -> str:
+    """Seconds as milliseconds."""
+    return f"{seconds * 1e3:.1f} ms"
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Gives the value that `percent` of all do not exceed."""
+    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
+
+
+class Bench:
+    """The benchmarks.
+
+    `cache` keeps models between runs; all temporary files lie in it too, so that all use the same disk.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+
+    @contextmanager
+    def server(self) -> Iterator[tuple[ServerProcess, Path]]:
+        """Runs modelpressd on an empty data directory; gives it and a folder for temporary files."""
+        with tempfile.TemporaryDirectory(dir=self.cache, prefix="server-") as name, ServerProcess(Path(name)) as server:
+            yield server, Path(name)
+
+    @contextmanager
+    def bare_server(self) -> Iterator[str]:
+        """Runs bare_stream_server; gives its target."""
+        with subprocess.Popen(["bare_stream_server"], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            yield f"localhost:{int(process.stdout.readline())}"
+            process.terminate()
+
+    def engine(self) -> Result:
+        """Times the engine in a process of its own beside a plain copy of as many bytes."""
+        results: Result = {}
+        # Models of another version of the script are not of interest any more, but small harm.
+        version = hashlib.sha256(Path(make_models.__file__).read_bytes()).hexdigest()[:12]
+        for name in make_models.MODELS:
+            folder = self.cache / f"{name}-{version}"
+            if not folder.exists():
+                make_models.make(name, folder)
+            with tempfile.TemporaryDirectory(dir=self.cache, prefix="engine-") as work:
+                results[name] = run_json(
+                    "save_model_bench",
+                    f"--model={folder / 'model.onnx'}",
+                    f"--record={folder / 'record.txt'}",
+                    f"--work_folder={work}/out",
+                    f"--repeats={ENGINE_REPEATS}",
+                )
+            self._print_engine(name, results[name])
+        return results
+
+    @staticmethod
+    def _print_engine(name: str, result: Result) -> None:
+        runs = result["runs"]
+        written = sum(runs["engine"][0]["output_sizes"])
+        moved = result["input_bytes"] + written
+
+        def median(kind: str) -> float:
+            return statistics.median(float(run["seconds"]) for run in runs[kind])
+
+        rows = []
+        for kind, copy in [
+            ("engine", "copy"),
+            ("copy", "copy"),
+            ("engine_without_fsync", "copy_without_fsync"),
+            ("copy_without_fsync", "copy_without_fsync"),
+        ]:
+            rows.append(
+                [
+                    kind.replace("_", " "),
+                    ms(min(run["seconds"] for run in runs[kind])),
+                    ms(median(kind)),
+                    f"{moved / MB / median(kind):.0f}",
+                    ms(statistics.median(run["cpu_seconds"] for run in runs[kind])),
+                    f"{max(run['peak_rss_bytes'] for run in runs[kind]) / MB:.0f} MB",
+                    f"{median(kind) / median(copy):.2f}",
+                ]
+            )
+        table(
+            f"engine, {name}: {result['input_bytes'] / MB:.0f} MB in, {written / MB:.0f} MB out,"
+            f" {runs['engine'][0]['layers_quantized']} layers, {result['threads']} threads (aim: 1.5 times the copy)",
+            ["", "best", "median", "MB/s in + out", "CPU", "peak memory", "times the copy"],
+            rows,
+        )
+        phases = ["read", "quantize", "write", "check", "fsync"]
+        means = [
+            f"{phase} {ms(statistics.median(run['phases'].get(phase, 0.0) for run in runs['engine']))}"
+            for phase in phases
+        ]
+        start = statistics.median(run["initialize_seconds"] for run in runs["engine"])
+        print(
+            f"  phases (medians): {', '.join(means)}; before them, once per process: preparing ONNX Runtime {ms(start)}"
+        )
+
+    def transfer(self) -> Result:
+        """Times uploads and downloads beside bare gRPC streams."""
+        with self.server() as (server, work), self.bare_server() as bare:
+            result: Result = run_json(
+                "service_bench",
+                "transfer",
+                f"--target={server.target}",
+                f"--bare_target={bare}",
+                f"--work_folder={work}",
+            )
+        seconds = {kind: statistics.median(values) for kind, values in result["seconds"].items()}
+        rates = {kind: result["bytes"] / MB / value for kind, value in seconds.items()}
+        rows = []
+        for direction, client in [("upload", "hashes first"), ("download", "hashes, writes, syncs")]:
+            bare_seconds = seconds[f"{direction}_bare"]
+            for what, label in [
+                ("bare", "bare gRPC stream"),
+                ("stream", "server, same client code"),
+                ("client", f"client library ({client})"),
+            ]:
+                value = seconds[f"{direction}_{what}"]
+                rows.append(
+                    [
+                        f"{direction}: {label}",
+                        ms(value),
+                        f"{rates[f'{direction}_{what}']:.0f}",
+                        f"{value / bare_seconds:.2f}",
+                    ]
+                )
+        rows.append(["SHA-256 of the bytes alone", ms(seconds["sha256"]), f"{rates['sha256']:.0f}", ""])
+        rows.append(["writing and syncing the bytes alone", ms(seconds["disk"]), f"{rates['disk']:.0f}", ""])
+        table(
+            f"transfer of {result['bytes'] / MB:.0f} MB over loopback (aim: 1.2 times the bare stream)",
+            ["", "median", "MB/s", "times bare"],
+            rows,
+        )
+        return result
+
+    def tiny(self) -> Result:
+        """Times a tiny job from the call to its end, beside the engine alone."""
+        case = [
+            f"--model={GOLDEN_SAVE / 'conv1d' / 'modified.onnx'}",
+            f"--record={GOLDEN_SAVE / 'conv1d' / 'record.txt'}",
+        ]
+        with self.server() as (server, work):
+            jobs = run_json("service_bench", "tiny", f"--target={server.target}", f"--jobs={TINY_JOBS}", *case)[
+                "seconds"
+            ]
+            engine = run_json(
+                "save_model_bench", *case, f"--work_folder={work}/out", f"--repeats={TINY_JOBS}", "--engine_only"
+            )
+        runs = engine["runs"]["engine"]
+        kinds = {
+            "job, from SaveModel to done": jobs,
+            "engine alone": [run["seconds"] for run in runs],
+            "  of it fsync": [run["phases"]["fsync"] for run in runs],
+            "preparing ONNX Runtime (once per job)": [run["initialize_seconds"] for run in runs],
+        }
+        table(
+            f"tiny job, {TINY_JOBS} times (aim: 30 ms)",
+            ["", "p50", "p95", "best"],
+            [
+                [kind, ms(percentile(values, 50)), ms(percentile(values, 95)), ms(min(values))]
+                for kind, values in kinds.items()
+            ],
+        )
+        return {"job_seconds": jobs, "engine": runs}
+
+    def polls(self) -> Result:
+        """Counts GetOperation calls per second beside calls that do nothing."""
+        model = [
+            f"--model={GOLDEN_SAVE / 'conv1d' / 'modified.onnx'}",
+            f"--record={GOLDEN_SAVE / 'conv1d' / 'record.txt'}",
+        ]
+        with self.server() as (server, _), self.bare_server() as bare:
+            result: Result = run_json(
+                "service_bench", "polls", f"--target={server.target}", f"--bare_target={bare}", *model
+            )
+        rows = []
+        for rates in result["concurrency"]:
+            real, empty = (statistics.median(rates[key]) for key in ("calls_per_second", "calls_per_second_bare"))
+            rows.append([f"{rates['clients']}", f"{real:.0f}", f"{empty:.0f}", f"{100 * real / empty:.0f} %"])
+        table(
+            f"polls: GetOperation, answers of {result['operation_bytes']} bytes, beside an empty answer (aim: 90 %)",
+            ["clients", "calls/s", "empty calls/s", "share"],
+            rows,
+        )
+        return result
+
+    def kernels(self) -> Result:
+        """Gives the bytes per second of the SIMD loops beside memcpy."""
+        result: Result = run_json("kernels_bench", "--benchmark_format=json", "--benchmark_min_time=0.2s")
+        rates = {run["name"]: run["bytes_per_second"] / MB for run in result["benchmarks"]}
+        table(
+            "kernels: bytes read and written per second",
+            ["", "MB/s", "of memcpy"],
+            [[name, f"{rate:.0f}", f"{100 * rate / rates['BM_Copy']:.0f} %"] for name, rate in rates.items()],
+        )
+        return result
+
+
+BENCHMARKS: dict[str, Callable[[Bench], Result]] = {
+    "kernels": Bench.kernels,
+    "engine": Bench.engine,
+    "transfer": Bench.transfer,
+    "tiny": Bench.tiny,
+    "polls": Bench.polls,
+}
+
+
+def main() -> None:
+    """Runs one or all."""
+    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=[*BENCHMARKS, "all"], default="all")
+    parser.add_argument(
+        "--json", action="store_true", help="print every single measurement as JSON, and the tables to stderr"
+    )
+    arguments = parser.parse_args()
+    names = list(BENCHMARKS) if arguments.name == "all" else [arguments.name]
+    tables = sys.stderr if arguments.json else sys.stdout
+    with tempfile.TemporaryDirectory() as temporary, redirect_stdout(tables):
+        print(f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f} before the first measurement")
+        cache = Path(os.environ.get("MODELPRESS_BUILD_ROOT", temporary)) / "bench"
+        cache.mkdir(exist_ok=True)
+        bench = Bench(cache)
+        results = {name: BENCHMARKS[name](bench) for name in names}
+    if arguments.json:
+        print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
