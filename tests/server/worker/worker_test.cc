@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -55,8 +56,14 @@ pid_t StopSpare(pid_t parent) {
     std::this_thread::yield();
   }
   EXPECT_EQ(children.size(), 1);
-  EXPECT_EQ(kill(*children.begin(), SIGSTOP), 0);
-  return *children.begin();
+  const pid_t child = *children.begin();
+  // Initialised and waiting for its spec: it reads stdin. Stopped earlier it might not yet be bound to its worker's life.
+  const std::string reads_stdin = absl::StrCat(SYS_read, " 0x0 ");
+  while (!ReadFile(absl::StrCat("/proc/", child, "/syscall")).starts_with(reads_stdin)) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(kill(child, SIGSTOP), 0);
+  return child;
 }
 
 class WorkerTest : public DaemonFixture {
