@@ -42,7 +42,8 @@ function(modelpress_test name)
   gtest_discover_tests(
     ${name} DISCOVERY_MODE PRE_TEST
     PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
-               ENVIRONMENT "MODELPRESS_SOURCE_DIR=${CMAKE_SOURCE_DIR};MODELPRESS_BIN_DIR=${CMAKE_BINARY_DIR}/bin")
+               ENVIRONMENT
+               "MODELPRESS_SOURCE_DIR=${CMAKE_SOURCE_DIR};MODELPRESS_BIN_DIR=${CMAKE_BINARY_DIR}/bin;TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp")
 endfunction()
 
 # modelpress_protos(NAME [GRPC] IMPORT_DIR DIR PROTOS ... DEPS ...): compiles .proto files below DIR into a library; headers

@@ -142,7 +142,7 @@ class TransposeGemmWeight final : public Pass {
       }
       const int64_t rows = weight.header.dims(0);
       const int64_t columns = weight.header.dims(1);
-      PayloadPtr transposed = TransposeToFloat(weight, rows, columns);
+      PayloadPtr transposed = TransposeToFloat(weight, rows, columns, stripes_);
       weight.header.set_dims(0, columns);
       weight.header.set_dims(1, rows);
       SetData(weight, onnx::TensorProto::FLOAT, DataField::kFloat, std::move(transposed));
@@ -157,6 +157,7 @@ class TransposeGemmWeight final : public Pass {
 
  private:
   SaveStep& step_;
+  std::shared_ptr<StripeCache> stripes_ = std::make_shared<StripeCache>();
 };
 
 // 6.2: activations of balanced layers are divided by their factors; the weights contain them already.

@@ -1,7 +1,5 @@
 #include "engine/quantize/weights.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -17,8 +15,8 @@ namespace {
 constexpr uint64_t kPiece = 64 << 10;
 // Runs shorter than this are done element by element with a scale each: one kernel call per run would cost more.
 constexpr uint64_t kShortRun = 64;
-// Sources from this size on give their file pages back after use, so that the resident set does not grow with them.
-constexpr uint64_t kReleaseFrom = 64 << 20;
+// Elements of a transposed stripe: wide enough that rows are read in long runs.
+constexpr uint64_t kStripeElements = 8 << 20;
 
 // Payloads of elements of type T: takes care of ranges that cut elements and of buffers that are not aligned for T.
 template <typename T>
@@ -139,56 +137,82 @@ class AxisNibblePayload final : public ElementPayload<uint8_t> {
 
 class TransposedPayload final : public ElementPayload<float> {
  public:
-  TransposedPayload(Tensor source, uint64_t rows, uint64_t columns)
-      : ElementPayload(rows * columns), source_(std::move(source)), rows_(rows), columns_(columns) {
-    const FileRange* range = source_.payload == nullptr ? nullptr : source_.payload->AsFileRange();
-    if (range != nullptr && source_.header.data_type() == onnx::TensorProto::FLOAT && range->size == size()) {
-      mapped_ = range->file->mapping().data() + range->offset;
-    }
-  }
+  TransposedPayload(Tensor source, uint64_t rows, uint64_t columns, std::shared_ptr<StripeCache> cache)
+      : ElementPayload(rows * columns),
+        source_(std::move(source)),
+        rows_(rows),
+        columns_(columns),
+        stripe_columns_(std::clamp<uint64_t>(kStripeElements / std::max<uint64_t>(rows, 1), 1, std::max<uint64_t>(columns, 1))),
+        cache_(std::move(cache)),
+        tensor_(cache_->NewTensor()) {}
 
  protected:
-  // Element e of the result is source[e % rows][e / rows]: output columns are gathered from stripes of the source.
+  // Element e of the result is source[e % rows][e / rows].
   absl::Status ReadElements(uint64_t first, absl::Span<float> out) const override {
-    const uint64_t last = first + out.size();
-    const uint64_t begin_column = first / rows_;
-    const uint64_t end_column = (last + rows_ - 1) / rows_;
-    const uint64_t stripe = end_column - begin_column;
-    std::vector<float> segment(mapped_ == nullptr ? stripe : 0);
-    for (uint64_t row = 0; row < rows_; ++row) {
-      const uint64_t source = row * columns_ + begin_column;
-      if (mapped_ == nullptr) {
-        MP_RETURN_IF_ERROR(ReadFloats(source_, source, absl::MakeSpan(segment)));
-      }
-      for (uint64_t i = 0; i < stripe; ++i) {
-        const uint64_t target = (begin_column + i) * rows_ + row;
-        if (target >= first && target < last) {
-          if (mapped_ == nullptr) {
-            out[target - first] = segment[i];
-          } else {  // not aligned for float
-            std::memcpy(&out[target - first], mapped_ + (source + i) * sizeof(float), sizeof(float));
-          }
-        }
-      }
-    }
-    if (mapped_ != nullptr && size() >= kReleaseFrom) {
-      // Whole pages inside the tensor only; the neighbours may be in use.
-      constexpr uintptr_t kPage = 4096;
-      const uintptr_t begin = (reinterpret_cast<uintptr_t>(mapped_) + kPage - 1) / kPage * kPage;
-      const uintptr_t end = (reinterpret_cast<uintptr_t>(mapped_) + size()) / kPage * kPage;
-      madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+    const uint64_t stripe_elements = stripe_columns_ * rows_;
+    while (!out.empty()) {
+      const uint64_t index = first / stripe_elements;
+      const std::shared_ptr<StripeCache::Stripe> stripe = cache_->Find(tensor_, index);
+      absl::call_once(stripe->filled, [&] { stripe->status = Gather(index * stripe_columns_, stripe->values); });
+      MP_RETURN_IF_ERROR(stripe->status);
+      const uint64_t at = first % stripe_elements;
+      const uint64_t count = std::min<uint64_t>(out.size(), stripe->values.size() - at);
+      std::copy_n(stripe->values.data() + at, count, out.data());
+      first += count;
+      out.remove_prefix(count);
     }
     return absl::OkStatus();
   }
 
  private:
+  // Transposes the stripe that begins with `begin`.
+  absl::Status Gather(uint64_t begin, std::vector<float>& values) const {
+    const uint64_t width = std::min(stripe_columns_, columns_ - begin);
+    values.resize(width * rows_);
+    // Whole rows lie one behind the other and are read many at a time.
+    const uint64_t rows_at_once = width == columns_ ? std::max<uint64_t>(1, kPiece / width) : 1;
+    std::vector<float> segment(width * rows_at_once);
+    for (uint64_t row = 0; row < rows_; row += rows_at_once) {
+      const uint64_t count = std::min(rows_at_once, rows_ - row);
+      MP_RETURN_IF_ERROR(ReadFloats(source_, row * columns_ + begin, absl::MakeSpan(segment).first(width * count)));
+      for (uint64_t r = 0; r < count; ++r) {
+        for (uint64_t column = 0; column < width; ++column) {
+          values[column * rows_ + row + r] = segment[r * width + column];
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
   Tensor source_;
   uint64_t rows_;
   uint64_t columns_;
-  const uint8_t* mapped_ = nullptr;  // float32 elements in the mapped file, where they lie there as they are
+  uint64_t stripe_columns_;
+  std::shared_ptr<StripeCache> cache_;
+  int tensor_;
 };
 
 }  // namespace
+
+int StripeCache::NewTensor() {
+  const absl::MutexLock lock(&mutex_);
+  return ++tensors_;
+}
+
+std::shared_ptr<StripeCache::Stripe> StripeCache::Find(int tensor, uint64_t index) {
+  const absl::MutexLock lock(&mutex_);
+  auto it = std::find_if(stripes_.begin(), stripes_.end(),
+                         [&](const Entry& entry) { return entry.tensor == tensor && entry.index == index; });
+  if (it == stripes_.end()) {
+    if (stripes_.size() == kStripes) {
+      stripes_.pop_back();
+    }
+    stripes_.push_front({tensor, index, std::make_shared<Stripe>()});
+  } else {
+    std::rotate(stripes_.begin(), it, it + 1);
+  }
+  return stripes_.front().stripe;
+}
 
 IntegerWeight::IntegerWeight(Tensor source, ScaleRuns scales, int bits, std::string layer)
     : source_(std::move(source)),
@@ -290,8 +314,8 @@ PayloadPtr AsDequantized(IntegerWeightPtr weight) {
   return std::make_shared<WeightPayload<float>>(std::move(weight), &IntegerWeight::Dequantized);
 }
 
-PayloadPtr TransposeToFloat(Tensor source, uint64_t rows, uint64_t columns) {
-  return std::make_shared<TransposedPayload>(std::move(source), rows, columns);
+PayloadPtr TransposeToFloat(Tensor source, uint64_t rows, uint64_t columns, std::shared_ptr<StripeCache> cache) {
+  return std::make_shared<TransposedPayload>(std::move(source), rows, columns, std::move(cache));
 }
 
 }  // namespace modelpress::engine

@@ -4,11 +4,15 @@
 #define MODELPRESS_ENGINE_QUANTIZE_WEIGHTS_H_
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/base/call_once.h"
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "engine/model/model.h"
 #include "engine/model/payload.h"
@@ -62,8 +66,35 @@ PayloadPtr AsNibblesAlongAxis(IntegerWeightPtr weight, uint64_t inner);
 PayloadPtr AsFloatIntegers(IntegerWeightPtr weight);
 PayloadPtr AsDequantized(IntegerWeightPtr weight);
 
+// The stripes of transposed tensors used last. Transposing gathers a column from every row, which is affordable only for many
+// columns at a time; both output models read the same columns at about the same time, so they share the work. Bounds the memory
+// of all transposed tensors together. Thread-safe.
+class StripeCache {
+ public:
+  struct Stripe {
+    absl::once_flag filled;  // whoever comes first fills it, outside the cache's lock
+    absl::Status status;
+    std::vector<float> values;
+  };
+  // A number for another tensor.
+  int NewTensor();
+  // The stripe `index` of a tensor, new and empty if it is not among the last ones.
+  std::shared_ptr<Stripe> Find(int tensor, uint64_t index);
+
+ private:
+  static constexpr size_t kStripes = 4;
+  struct Entry {
+    int tensor;
+    uint64_t index;
+    std::shared_ptr<Stripe> stripe;
+  };
+  absl::Mutex mutex_;
+  int tensors_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::deque<Entry> stripes_ ABSL_GUARDED_BY(mutex_);  // the last one used first
+};
+
 // The float32 values of `source` (shape [rows, columns]) transposed.
-PayloadPtr TransposeToFloat(Tensor source, uint64_t rows, uint64_t columns);
+PayloadPtr TransposeToFloat(Tensor source, uint64_t rows, uint64_t columns, std::shared_ptr<StripeCache> cache);
 
 }  // namespace modelpress::engine
 

@@ -312,6 +312,8 @@ class Worker::Attempt {
     }
     child_.reset();
     context_.metrics.ChildEnded(job_.metadata.method(), exit.peak_rss_bytes);
+    const ScopedLogFields peak({{"peak_rss_bytes", absl::StrCat(exit.peak_rss_bytes)}});
+    LOG(INFO) << "the child took at most " << (exit.peak_rss_bytes >> 20) << " MiB";
     return exit;
   }
 

@@ -126,7 +126,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AxisNibbleTest,
 
 TEST(TransposeTest, GathersColumns) {
   const std::vector<float> values = RandomValues(123 * 457);
-  PayloadPtr transposed = TransposeToFloat(FloatTensorOf(values, {123, 457}), 123, 457);
+  PayloadPtr transposed = TransposeToFloat(FloatTensorOf(values, {123, 457}), 123, 457, std::make_shared<StripeCache>());
   std::vector<float> result(values.size());
   std::memcpy(result.data(), ReadAll(*transposed).data(), result.size() * sizeof(float));
   for (int row = 0; row < 123; ++row) {
@@ -135,6 +135,33 @@ TEST(TransposeTest, GathersColumns) {
     }
   }
   ExpectSameInPieces(*transposed);
+}
+
+TEST(TransposeTest, ManyStripesOfManyTensorsShareOneCache) {
+  constexpr int kRows = 4000000;  // two columns a stripe
+  constexpr int kColumns = 5;
+  auto cache = std::make_shared<StripeCache>();
+  std::vector<float> values(kRows * kColumns);
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = static_cast<float>(i % 16777213);
+  }
+  std::vector<PayloadPtr> tensors;
+  for (int i = 0; i < 3; ++i) {
+    tensors.push_back(TransposeToFloat(FloatTensorOf(values, {kRows, kColumns}), kRows, kColumns, cache));
+  }
+  for (const PayloadPtr& tensor : tensors) {
+    std::vector<float> piece(1000);
+    for (int column : {4, 0, 3, 1, 2}) {
+      const uint64_t first = static_cast<uint64_t>(column) * kRows + kRows - 500;  // into the next column where there is one
+      const size_t count = column == kColumns - 1 ? 500 : 1000;
+      auto bytes = absl::MakeSpan(reinterpret_cast<uint8_t*>(piece.data()), count * sizeof(float));
+      ASSERT_TRUE(tensor->Read(first * sizeof(float), bytes).ok());
+      for (size_t i = 0; i < count; ++i) {
+        const uint64_t e = first + i;
+        ASSERT_EQ(piece[i], values[e % kRows * kColumns + e / kRows]);
+      }
+    }
+  }
 }
 
 TEST(WeightErrorTest, NamesTheFirstElementThatIsNotFinite) {

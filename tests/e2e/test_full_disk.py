@@ -1,0 +1,54 @@
+"""A full disk: clear errors, nothing lost, and everything goes on when there is room again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import modelpress
+from tests.e2e.server_process import GOLDEN_SAVE, ServerProcess
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mounts a tmpfs of 24 MB; needs CAP_SYS_ADMIN, which ./dev gives."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
+    case = GOLDEN_SAVE / "conv2d_bn_relu_linear"
+    big = tmp_path / "big"
+    big.write_bytes(bytes(range(256)) * (128 << 10))  # 32 MB
+    filler = small_disk / "filler"
+    with ServerProcess(small_disk) as server, modelpress.Client(server.target) as client:
+        workspace = client.create_workspace("small").name
+        client.upload_file(workspace, "m.onnx", case / "modified.onnx")
+        client.upload_file(workspace, "r.txt", case / "record.txt")
+        with pytest.raises(modelpress.ResourceExhausted) as caught:
+            client.upload_file(workspace, "big", big)
+        assert caught.value.reason == "STORAGE_FULL"
+
+        # With the disk full to the last block, what was there before can still be read.
+        with filler.open("wb") as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
+        client.download_file(f"{workspace}/files/m.onnx", tmp_path / "back.onnx")
+        assert (tmp_path / "back.onnx").read_bytes() == (case / "modified.onnx").read_bytes()
+        with pytest.raises((modelpress.ResourceExhausted, modelpress.Internal)):
+            client.save_model(workspace, "m.onnx", "r.txt", "out/m").result(timeout=60)
+
+        # With room again the same server does the work.
+        filler.unlink()
+        response = client.save_model(workspace, "m.onnx", "r.txt", "out/m", reference_defects=True).result(timeout=60)
+        client.download_file(response.deploy_model.name, tmp_path / "deploy.onnx")
+        assert (tmp_path / "deploy.onnx").read_bytes() == (case / "deploy.onnx").read_bytes()
+        # The broken upload can be finished as well, once there is room for it; here it is just forgotten with its workspace.
+        client.delete_workspace(workspace)
