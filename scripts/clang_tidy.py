@@ -1,7 +1,7 @@
 """Runs clang-tidy over every source of ours, skipping those that were clean before.
 
-A source is known to be clean if its preprocessed text, its flags and .clang-tidy are the ones it was clean with; the
-cache holds one empty file per such combination.
+A source is known to be clean if its preprocessed text, its flags and the configuration are the ones it was clean with;
+the cache holds one empty file per such combination.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def fingerprint(entry: dict[str, str]) -> str:
+def fingerprint(entry: dict[str, str], configuration: bytes) -> str:
     """Returns a digest of everything that clang-tidy's verdict on `entry` depends on."""
     command = shlex.split(entry["command"])
     if command[0].endswith("ccache"):
         command = command[1:]
     output = command.index("-o")
-    preprocess = [*command[:output], *command[output + 2 :], "-E"]
+    # Without line numbers, so that a longer comment is no change.
+    preprocess = [*command[:output], *command[output + 2 :], "-E", "-P"]
     preprocess.remove("-c")
     for flag in ("-MD", "-MT", "-MF"):
         while flag in preprocess:
@@ -33,17 +34,17 @@ def fingerprint(entry: dict[str, str]) -> str:
             del preprocess[at : at + (1 if flag == "-MD" else 2)]
     text = subprocess.run(preprocess, cwd=entry["directory"], check=True, capture_output=True).stdout
     digest = hashlib.sha256()
-    digest.update((ROOT / ".clang-tidy").read_bytes())
+    digest.update(configuration)
     digest.update(" ".join(preprocess).encode())
     digest.update(text)
     return digest.hexdigest()
 
 
-def check(entry: dict[str, str], build: pathlib.Path, cache: pathlib.Path) -> tuple[str, bool, str]:
-    """Returns (file, was it run, what clang-tidy said; empty if clean)."""
-    stamp = cache / fingerprint(entry)
+def check(entry: dict[str, str], configuration: bytes, build: pathlib.Path, cache: pathlib.Path) -> tuple[bool, str]:
+    """Returns (was it run, what clang-tidy said; empty if clean)."""
+    stamp = cache / fingerprint(entry, configuration)
     if stamp.exists():
-        return entry["file"], False, ""
+        return False, ""
     result = subprocess.run(
         ["clang-tidy", "--quiet", "-p", str(build), "--extra-arg=-Wno-unknown-warning-option", entry["file"]],
         capture_output=True,
@@ -51,9 +52,9 @@ def check(entry: dict[str, str], build: pathlib.Path, cache: pathlib.Path) -> tu
         check=False,
     )
     if result.returncode != 0:
-        return entry["file"], True, result.stdout + result.stderr
+        return True, result.stdout + result.stderr
     stamp.touch()
-    return entry["file"], True, ""
+    return True, ""
 
 
 def main() -> int:
@@ -70,9 +71,16 @@ def main() -> int:
         if entry["file"].startswith(f"{ROOT}/")
         and (not arguments.files or any(part in entry["file"] for part in arguments.files))
     ]
+    # The effective checks and the version, so that a comment in .clang-tidy costs no second run.
+    configuration = b"".join(
+        subprocess.run(["clang-tidy", flag], cwd=ROOT, check=True, capture_output=True).stdout
+        for flag in ("--version", "--dump-config")
+    )
     failed = ran = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _, was_run, text in pool.map(lambda entry: check(entry, arguments.build, arguments.cache), entries):
+        pending = [pool.submit(check, entry, configuration, arguments.build, arguments.cache) for entry in entries]
+        for future in concurrent.futures.as_completed(pending):
+            was_run, text = future.result()
             ran += was_run
             if text:
                 failed += 1

@@ -16,7 +16,8 @@ ruff format --no-cache --config client/python/pyproject.toml --check "${python[@
 
 echo "mypy"
 python3 client/python/generate_stubs.py /build/python
-MYPYPATH=/build/python mypy --config-file client/python/pyproject.toml --cache-dir /lint/mypy client/python/src || status=1
+MYPYPATH=/build/python:/src/examples:/src/tests/client/python:/src mypy --config-file client/python/pyproject.toml \
+  --cache-dir /lint/mypy "${python[@]}" || status=1
 
 echo "clang-tidy"
 cmake --preset release >/build/lint.log

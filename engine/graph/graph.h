@@ -93,7 +93,7 @@ class Graph {
   // Adds at the front of the list, under a name not yet taken (suffix 1, 2, ...). `proto` carries op_type, attributes and
   // doc_string; inputs start unlinked. Output tensors get the given names, made unique too unless repeats_tensor_names.
   ItemId AddNode(const std::string& name, onnx::NodeProto proto, int inputs, const std::vector<std::string>& outputs);
-  // Adds a node at the front that stands for `id`: same name, same output tensors, all its uses. `id` is left without uses, for Remove.
+  // Adds a node at the front that stands for `id`: same name, same output tensors, all its uses. `id` is left unused, for Remove.
   ItemId AddReplacement(ItemId id, onnx::NodeProto proto, int inputs);
   // The same as AddNode for an initializer; its tensor is named like the item.
   ItemId AddInitializer(const std::string& name, Tensor tensor);

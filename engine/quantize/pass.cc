@@ -106,6 +106,7 @@ std::vector<float> Times(std::vector<float> scales, float factor) {
 
 ItemId AddDequantParam(Graph& graph, const std::string& layer, const std::vector<float>& scales, bool truncate) {
   std::vector<uint64_t> bits;
+  bits.reserve(scales.size());
   for (float scale : scales) {
     bits.push_back(absl::bit_cast<uint32_t>(scale) & (truncate ? 0xFFFFE000U : 0xFFFFFFFFU));
   }

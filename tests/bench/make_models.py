@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime  # noqa: F401  before onnx: Debian's two share one schema registry
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:

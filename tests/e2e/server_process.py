@@ -7,8 +7,10 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 BIN_DIR = Path(os.environ["MODELPRESS_BIN_DIR"])
 SOURCE_DIR = Path(os.environ["MODELPRESS_SOURCE_DIR"])
@@ -75,11 +77,13 @@ class ServerProcess:
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout=60)
 
-    def __enter__(self) -> "ServerProcess":
+    def __enter__(self) -> ServerProcess:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._process is not None and self._process.poll() is None:
             self.stop()
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime  # noqa: F401  before onnx: Debian's two share one schema registry
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from tests.e2e.server_process import ServerProcess, run_cli
 
-import onnx
-from onnx import TensorProto, helper
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif("MODELPRESS_LARGE" not in os.environ, reason="./dev test large")
 
@@ -37,7 +38,9 @@ def gemm_chain(shapes: list[tuple[int, int]], *, trans_b: int) -> tuple[onnx.Mod
     nodes, records = [], []
     for i in range(len(shapes)):
         nodes.append(helper.make_node("Gemm", [f"t{i}", f"w{i}"], [f"t{i + 1}"], name=f"fc{i}", transB=trans_b))
-        records.append(f'record {{ key: "fc{i}" value {{ scale_d: 0.05 offset_d: 3 scale_w: 0.0078125 offset_w: 0 }} }}')
+        records.append(
+            f'record {{ key: "fc{i}" value {{ scale_d: 0.05 offset_d: 3 scale_w: 0.0078125 offset_w: 0 }} }}'
+        )
     inputs = shapes[0][1 if trans_b else 0]
     outputs = shapes[-1][0 if trans_b else 1]
     graph = helper.make_graph(

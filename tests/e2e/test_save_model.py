@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import modelpress
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
-import modelpress
 from tests.e2e.server_process import GOLDEN_SAVE, ServerProcess, run_cli
 
-import onnx  # after onnxruntime: Debian's two share one schema registry
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Array: TypeAlias = np.ndarray[Any, Any]
 
 CASES = sorted(path.parent.name for path in GOLDEN_SAVE.glob("*/modified.onnx"))
 ERRORS = json.loads((GOLDEN_SAVE / "errors" / "index.json").read_text())["cases"]
@@ -31,7 +35,7 @@ def parse(path: Path) -> onnx.ModelProto:
     return model
 
 
-def run_model(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_model(path: Path, inputs: dict[str, Array]) -> dict[str, Array]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
@@ -40,7 +44,7 @@ def run_model(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def golden_io(case: str, kind: str) -> dict[str, np.ndarray]:
+def golden_io(case: str, kind: str) -> dict[str, Array]:
     with np.load(GOLDEN_SAVE / case / "io.npz") as arrays:
         return {key.removeprefix(f"{kind}:"): arrays[key] for key in arrays if key.startswith(f"{kind}:")}
 
@@ -147,7 +151,7 @@ def test_prune_plain(server: ServerProcess, tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == model.read_bytes()
 
 
-def test_validate_only_checks_and_writes_nothing(server: ServerProcess, tmp_path: Path) -> None:
+def test_validate_only_checks_and_writes_nothing(server: ServerProcess) -> None:
     case = GOLDEN_SAVE / "conv2d_bn_relu_linear"
     with modelpress.Client(server.target) as client:
         workspace = client.create_workspace().name

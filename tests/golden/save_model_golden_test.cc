@@ -1,5 +1,5 @@
-// Every case that the reference produced, from the engine alone: the two models field by field and, but for RNN nodes, whose attribute
-// order is random in the reference, byte by byte; and every pair of golden/save/errors.
+// Every case that the reference produced, from the engine alone: the two models field by field and, but for RNN nodes, whose
+// attribute order is random in the reference, byte by byte; and every pair of golden/save/errors.
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -21,7 +21,8 @@ namespace fs = std::filesystem;
 const fs::path kGolden = fs::path(MODELPRESS_TEST_DATA) / "golden" / "save";
 
 // Where the reference is wrong and modelpress, unless asked otherwise, writes something else.
-const std::set<std::string> kDefectCases = {"shared_initializer_handmade", "opset_three_domains_handmade", "model_metadata_handmade"};
+const std::set<std::string> kDefectCases = {"shared_initializer_handmade", "opset_three_domains_handmade",
+                                            "model_metadata_handmade"};
 
 std::string ReadFile(const fs::path& path) {
   std::ifstream stream(path, std::ios::binary);

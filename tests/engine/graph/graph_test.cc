@@ -151,7 +151,8 @@ ModelBuilder WithSubgraphs() {
     attribute.set_type(onnx::AttributeProto::GRAPH);
     return *attribute.mutable_g();
   };
-  auto add = [](onnx::GraphProto& graph, const std::string& op, const std::string& input, const std::string& output) -> onnx::NodeProto& {
+  auto add = [](onnx::GraphProto& graph, const std::string& op, const std::string& input,
+                const std::string& output) -> onnx::NodeProto& {
     auto& inner = *graph.add_node();
     inner.set_op_type(op);
     if (!input.empty()) {

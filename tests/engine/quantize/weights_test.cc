@@ -121,8 +121,8 @@ TEST_P(AxisNibbleTest, NeighboursAlongTheAxisShareAByte) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AxisNibbleTest,
-                         testing::Values(std::vector<int64_t>{5, 6, 9}, std::vector<int64_t>{7, 64, 1}, std::vector<int64_t>{1, 4, 100000},
-                                         std::vector<int64_t>{3, 2, 40000}));
+                         testing::Values(std::vector<int64_t>{5, 6, 9}, std::vector<int64_t>{7, 64, 1},
+                                         std::vector<int64_t>{1, 4, 100000}, std::vector<int64_t>{3, 2, 40000}));
 
 TEST(TransposeTest, GathersColumns) {
   const std::vector<float> values = RandomValues(123 * 457);
@@ -167,8 +167,7 @@ TEST(TransposeTest, ManyStripesOfManyTensorsShareOneCache) {
 TEST(WeightErrorTest, NamesTheFirstElementThatIsNotFinite) {
   std::vector<float> values = RandomValues(100000);
   values[70001] = NAN;
-  auto weight =
-      std::make_shared<IntegerWeight>(FloatTensorOf(values, {100000}), ScaleRuns{{0.1F}, 100000}, 8, "conv1");
+  auto weight = std::make_shared<IntegerWeight>(FloatTensorOf(values, {100000}), ScaleRuns{{0.1F}, 100000}, 8, "conv1");
   std::vector<uint8_t> bytes(100000);
   const absl::Status status = AsInt8(weight)->Read(0, absl::MakeSpan(bytes));
   EXPECT_EQ(ReasonOf(status), v1::TENSOR_INVALID);
