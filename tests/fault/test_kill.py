@@ -5,6 +5,7 @@ MODELPRESS_FAULT_KILLS sets the number of kills (`./dev test fault`: 60); the or
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -101,7 +102,8 @@ def test_every_operation_ends_once_with_the_same_bytes(tmp_path: Path) -> None:
                     worker = start_worker(server)
                 else:
                     for child in children_of(server.pid) + children_of(worker.pid):
-                        os.kill(child, signal.SIGKILL)
+                        with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                            os.kill(child, signal.SIGKILL)
                 killed[victim] += 1
 
             with modelpress.Client(server.target) as client:
