@@ -180,6 +180,7 @@ class BalanceActivations final : public Pass {
       std::vector<int64_t> dims(rank >= 3 && rank <= 5 ? rank : 2, 1);
       dims[1] = static_cast<int64_t>(factors.size());
       std::vector<float> reciprocals;
+      reciprocals.reserve(factors.size());
       for (float factor : factors) {
         reciprocals.push_back(1.0F / factor);
       }

@@ -1,5 +1,6 @@
 #include "server/rpc/names.h"
 
+#include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
 
 #include "engine/base/status.h"
@@ -44,7 +45,7 @@ TEST(NamesTest, PathsAreRelativeAndPlain) {
        {std::string("/a"), std::string("a/"), std::string("a//b"), std::string("."), std::string("a/.."), std::string("../a"),
         std::string("a\\b"), std::string("a\nb"), std::string("a\0b", 3), std::string("a\x7F"), std::string("\xC2\x85"),
         std::string("\xFF"), std::string("\xC0\xAF"), std::string("\xED\xA0\x80"), std::string("\xE2\x82"), longest + "x",
-        longest + "/" + longest + "/" + longest + "/" + longest + "/y"}) {
+        absl::StrCat(longest, "/", longest, "/", longest, "/", longest, "/y")}) {
     EXPECT_EQ(ReasonOf(CheckPath(path, "f")), v1::NAME_INVALID) << path;
   }
   EXPECT_EQ(ReasonOf(CheckPath("", "f")), v1::REQUEST_INVALID);
