@@ -224,7 +224,7 @@ absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::str
   if (context.validate_only) {
     context.progress("check", 0, 0);
     MP_RETURN_IF_ERROR(at_model(ComputeAll(deploy)));
-    MP_RETURN_IF_ERROR(CheckDeployModel(deploy, step.factors));
+    MP_RETURN_IF_ERROR(CheckDeployModel(deploy, step.factors, context.defects));
     MP_ASSIGN_OR_RETURN(const std::string warning, CheckFakeQuant(fake_quant, input));
     if (!warning.empty()) {
       result.warnings.push_back(warning);
@@ -238,7 +238,7 @@ absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::str
         at_model(output->AddModels({{&deploy, deploy_name, "_deploy"}, {&fake_quant, fake_quant_name, "_fakequant"}}, options)));
     context.progress("check", 0, 0);
     MP_ASSIGN_OR_RETURN(const Model written_deploy, ReadBack(*output, deploy_name));
-    MP_RETURN_IF_ERROR(CheckDeployModel(written_deploy, step.factors));
+    MP_RETURN_IF_ERROR(CheckDeployModel(written_deploy, step.factors, context.defects));
     MP_ASSIGN_OR_RETURN(const Model written_fake_quant, ReadBack(*output, fake_quant_name));
     MP_ASSIGN_OR_RETURN(const std::string warning, CheckFakeQuant(written_fake_quant, input));
     if (!warning.empty()) {

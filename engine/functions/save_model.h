@@ -1,5 +1,4 @@
-// save_model(modfied_onnx_file, record_file, save_path): the last step of post-training quantization (docs/spec/save.md;
-// docs/save_model.md).
+// save_model(modfied_onnx_file, record_file, save_path): the last step of post-training quantization (docs/spec/save.md).
 #ifndef MODELPRESS_ENGINE_FUNCTIONS_SAVE_MODEL_H_
 #define MODELPRESS_ENGINE_FUNCTIONS_SAVE_MODEL_H_
 

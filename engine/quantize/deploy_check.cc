@@ -72,9 +72,9 @@ absl::Status CheckDequantizer(const Graph& graph, Value output, size_t scales, c
 
 }  // namespace
 
-absl::Status CheckDeployModel(const Model& model, const FactorsByLayer& factors) {
+absl::Status CheckDeployModel(const Model& model, const FactorsByLayer& factors, const ReferenceDefects& defects) {
   MP_RETURN_IF_ERROR(CheckNodes(model));
-  MP_ASSIGN_OR_RETURN(Graph graph, Graph::Create(model, ReferenceDefects{.repeats_tensor_names = true}));
+  MP_ASSIGN_OR_RETURN(Graph graph, Graph::Create(model, defects));
   for (const auto& [layer, layer_factors] : factors) {
     const ItemId id = graph.Find(layer);
     if (id < 0) {

@@ -11,8 +11,8 @@ namespace modelpress::engine {
 
 // Checks `model`, as read back from the written file: nodes in topological order, every layer of `factors` quantized (integer
 // weight and bias, AscendQuant in front, AscendDequant with as many parameters as scales behind, or the device's RNN operator),
-// no attribute or mark of the modified model left. OUTPUT_INVALID.
-absl::Status CheckDeployModel(const Model& model, const FactorsByLayer& factors);
+// no attribute or mark of the modified model left. `defects` that were asked for are no fault. OUTPUT_INVALID.
+absl::Status CheckDeployModel(const Model& model, const FactorsByLayer& factors, const ReferenceDefects& defects = {});
 
 }  // namespace modelpress::engine
 
