@@ -183,7 +183,7 @@ TEST(WriterTest, NamesOfExternalFilesAreLegalAndDistinct) {
 
 TEST(WriterTest, SameBytesWithAnyNumberOfThreads) {
   TestFolder in;
-  in.Write("big.bin", Pattern(3500000 * 4));
+  in.Write("big.bin", Pattern(size_t{3500000} * 4));
   onnx::ModelProto proto = MakeModel(300000);
   MakeExternal(*proto.mutable_graph()->add_initializer() = MakeRawTensor("big", 3500000), {{"location", "big.bin"}});
   *proto.mutable_graph()->add_initializer() = MakeRawTensor("inline_big", 2500000);

@@ -129,8 +129,8 @@ TEST(TransposeTest, GathersColumns) {
   PayloadPtr transposed = TransposeToFloat(FloatTensorOf(values, {123, 457}), 123, 457, std::make_shared<StripeCache>());
   std::vector<float> result(values.size());
   std::memcpy(result.data(), ReadAll(*transposed).data(), result.size() * sizeof(float));
-  for (int row = 0; row < 123; ++row) {
-    for (int column = 0; column < 457; ++column) {
+  for (size_t row = 0; row < 123; ++row) {
+    for (size_t column = 0; column < 457; ++column) {
       ASSERT_EQ(result[column * 123 + row], values[row * 457 + column]);
     }
   }
@@ -141,11 +141,12 @@ TEST(TransposeTest, ManyStripesOfManyTensorsShareOneCache) {
   constexpr int kRows = 4000000;  // two columns a stripe
   constexpr int kColumns = 5;
   auto cache = std::make_shared<StripeCache>();
-  std::vector<float> values(kRows * kColumns);
+  std::vector<float> values(size_t{kRows} * kColumns);
   for (size_t i = 0; i < values.size(); ++i) {
     values[i] = static_cast<float>(i % 16777213);
   }
   std::vector<PayloadPtr> tensors;
+  tensors.reserve(3);
   for (int i = 0; i < 3; ++i) {
     tensors.push_back(TransposeToFloat(FloatTensorOf(values, {kRows, kColumns}), kRows, kColumns, cache));
   }
