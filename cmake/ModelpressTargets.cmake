@@ -16,10 +16,6 @@ if(MODELPRESS_SANITIZE)
     add_compile_options(-fno-sanitize=null,nonnull-attribute,returns-nonnull-attribute)
   endif()
   add_link_options(-fsanitize=${MODELPRESS_SANITIZE})
-  if(MODELPRESS_SANITIZE MATCHES undefined)
-    # With these checks GCC takes addresses in abseil's hash tables for no constant expressions and does not compile them.
-    add_compile_options(-fno-sanitize=null,nonnull-attribute,returns-nonnull-attribute)
-  endif()
 endif()
 add_link_options(-fuse-ld=mold)
 
