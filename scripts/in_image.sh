@@ -18,6 +18,8 @@ build() { # PRESET
 # The generated Python stubs, and the paths under which tests, examples and users of `exec` find everything.
 use_build() { # PRESET
   export MODELPRESS_SOURCE_DIR=/src MODELPRESS_BIN_DIR=/build/$1/bin
+  # abseil's tables mark free slots for AddressSanitizer; Debian's library, built without it, does not take the marks away.
+  export ASAN_OPTIONS="allow_user_poisoning=0"
   export TSAN_OPTIONS="ignore_noninstrumented_modules=1 suppressions=/src/tests/tsan.supp"
   export PATH="$MODELPRESS_BIN_DIR:$PATH"
   if [[ -f /src/client/python/generate_stubs.py ]]; then
