@@ -134,6 +134,7 @@ TEST_F(OperationsServiceTest, SameRequestIdGivesSameOperation) {
 
 TEST_F(OperationsServiceTest, ListFiltersAndPages) {
   std::vector<std::string> names;
+  names.reserve(5);
   for (int i = 0; i < 5; ++i) {
     names.push_back(Submit().name());
   }
