@@ -23,6 +23,9 @@ if(MODELPRESS_SANITIZE)
 endif()
 add_link_options(-fuse-ld=mold)
 
+# Everything generated, for tools that read the sources without building them.
+add_custom_target(generated_sources)
+
 # modelpress_library(NAME SOURCES ... DEPS ...): a static library of ours.
 function(modelpress_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
@@ -78,6 +81,7 @@ function(modelpress_protos name)
     list(APPEND sources ${generated})
   endforeach()
   add_library(${name} STATIC ${sources})
+  add_dependencies(generated_sources ${name})
   target_include_directories(${name} SYSTEM PUBLIC ${out})
   target_link_libraries(${name} PUBLIC protobuf::libprotobuf ${ARG_DEPS})
   if(ARG_GRPC)
