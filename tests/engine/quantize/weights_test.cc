@@ -125,7 +125,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AxisNibbleTest,
                                          std::vector<int64_t>{1, 4, 100000}, std::vector<int64_t>{3, 2, 40000}));
 
 TEST(TransposeTest, GathersColumns) {
-  const std::vector<float> values = RandomValues(123 * 457);
+  const std::vector<float> values = RandomValues(size_t{123} * 457);
   PayloadPtr transposed = TransposeToFloat(FloatTensorOf(values, {123, 457}), 123, 457, std::make_shared<StripeCache>());
   std::vector<float> result(values.size());
   std::memcpy(result.data(), ReadAll(*transposed).data(), result.size() * sizeof(float));

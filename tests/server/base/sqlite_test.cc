@@ -91,6 +91,7 @@ TEST_F(SqliteTest, AReaderSeesOneMomentAndWaitsForNoWriter) {
 
 TEST_F(SqliteTest, ManyMayOpenANewFileAtOnce) {
   std::vector<std::thread> threads;
+  threads.reserve(6);
   for (int i = 0; i < 6; ++i) {
     threads.emplace_back([this] { EXPECT_OK(OpenDatabase(Path())); });
   }

@@ -215,6 +215,7 @@ TEST_P(BlobStoreConformance, TheSameContentMayComeManyTimesAtOnce) {
   std::string bytes = TestBytes(500'000);
   std::unique_ptr<BlobStore> other = harness_->Open();
   std::vector<std::thread> threads;
+  threads.reserve(6);
   for (int i = 0; i < 6; ++i) {
     threads.emplace_back([&, i] { EXPECT_OK(Upload(i % 2 == 0 ? *store_ : *other, absl::StrCat("u", i), bytes, 10'000)); });
   }

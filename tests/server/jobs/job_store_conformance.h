@@ -103,6 +103,7 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
 
   static std::vector<std::string> Ids(const std::vector<Job>& jobs) {
     std::vector<std::string> ids;
+    ids.reserve(jobs.size());
     for (const Job& job : jobs) {
       ids.push_back(job.id);
     }
@@ -214,6 +215,7 @@ TEST_P(JobStoreConformance, OneRequestIdFromManyThreadsMakesOneJob) {
   std::mutex mutex;
   std::set<std::string> ids;
   std::vector<std::thread> threads;
+  threads.reserve(6);
   for (int i = 0; i < 6; ++i) {
     threads.emplace_back([&, i] {
       Job job = NewJob("o");
@@ -264,6 +266,7 @@ TEST_P(JobStoreConformance, EachJobIsClaimedOnceByManyThreadsOfTwoProcesses) {
   std::mutex mutex;
   std::map<std::string, int> claims;
   std::vector<std::thread> threads;
+  threads.reserve(8);
   for (int i = 0; i < 8; ++i) {
     threads.emplace_back([&, i] {
       JobStore& store = i % 2 == 0 ? jobs() : other->jobs();

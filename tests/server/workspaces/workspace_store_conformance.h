@@ -46,6 +46,7 @@ class WorkspaceStoreConformance : public testing::TestWithParam<StoreHarnessFact
   }
   static std::vector<std::string> Paths(const std::vector<FileRow>& files) {
     std::vector<std::string> paths;
+    paths.reserve(files.size());
     for (const FileRow& file : files) {
       paths.push_back(file.path);
     }
@@ -276,6 +277,7 @@ TEST_P(WorkspaceStoreConformance, ManyThreadsOfTwoProcessesShareOneUpload) {
   std::mutex mutex;
   std::set<std::string> ids;
   std::vector<std::thread> threads;
+  threads.reserve(6);
   for (int i = 0; i < 6; ++i) {
     threads.emplace_back([&, i] {
       absl::StatusOr<UploadRow> row =
