@@ -3,6 +3,9 @@
 #ifndef MODELPRESS_ENGINE_BASE_REFERENCE_DEFECTS_H_
 #define MODELPRESS_ENGINE_BASE_REFERENCE_DEFECTS_H_
 
+#include <algorithm>
+#include <iterator>
+
 namespace modelpress::engine {
 
 struct ReferenceDefects {
@@ -24,14 +27,57 @@ struct ReferenceDefects {
   bool accepts_overflowing_scales = false;
   // golden save/errors/weight_int8: a weight that is integer already is quantized again.
   bool requantizes_integer_weights = false;
+  // ptq.md 8.3: scales made for FORCE_FP16_QUANT go into the record without saying so.
+  bool omits_precision_mode = false;
+  // ptq.md 10: AdaRound's weights stay between two integers.
+  bool leaves_soft_weights = false;
+  // ptq.md 3.1 (8): Conv1d layers that share a weight are quantized, those of other types are not.
+  bool quantizes_shared_conv1d = false;
+  // ptq.md 2: the second use of module `conv` is called `conv1`, which keeps a real module `conv1` from being quantized.
+  bool reused_names_collide = false;
+  // formats.md 2.2: a required field of a .cfg that is missing reads as empty.
+  bool accepts_missing_required = false;
+  // formats.md 5.4 (a): INT16 that a type override asks for is not lowered for a Linear without bias, and then cannot be read.
+  bool keeps_int16_by_type = false;
+  // formats.md 5.4 (b): LSTM and GRU keep dmq_balancer_param, which cannot be executed.
+  bool balances_rnn = false;
 
-  bool any() const {
-    return drops_last_opset_import || ignores_subgraph_captures || repeats_tensor_names || accepts_old_opsets ||
-           quantizes_shared_tensors_twice || wraps_bias || accepts_wide_4bit_offsets || accepts_overflowing_scales ||
-           requantizes_integer_weights;
-  }
-  static ReferenceDefects All() { return {true, true, true, true, true, true, true, true, true}; }
+  bool any() const;
+  static ReferenceDefects All();
 };
+
+// Every switch, so that none is forgotten below.
+inline constexpr bool ReferenceDefects::* kReferenceDefects[] = {
+    &ReferenceDefects::drops_last_opset_import,
+    &ReferenceDefects::ignores_subgraph_captures,
+    &ReferenceDefects::repeats_tensor_names,
+    &ReferenceDefects::accepts_old_opsets,
+    &ReferenceDefects::quantizes_shared_tensors_twice,
+    &ReferenceDefects::wraps_bias,
+    &ReferenceDefects::accepts_wide_4bit_offsets,
+    &ReferenceDefects::accepts_overflowing_scales,
+    &ReferenceDefects::requantizes_integer_weights,
+    &ReferenceDefects::omits_precision_mode,
+    &ReferenceDefects::leaves_soft_weights,
+    &ReferenceDefects::quantizes_shared_conv1d,
+    &ReferenceDefects::reused_names_collide,
+    &ReferenceDefects::accepts_missing_required,
+    &ReferenceDefects::keeps_int16_by_type,
+    &ReferenceDefects::balances_rnn,
+};
+static_assert(sizeof(ReferenceDefects) == std::size(kReferenceDefects));
+
+inline bool ReferenceDefects::any() const {
+  return std::any_of(std::begin(kReferenceDefects), std::end(kReferenceDefects), [this](auto defect) { return this->*defect; });
+}
+
+inline ReferenceDefects ReferenceDefects::All() {
+  ReferenceDefects defects;
+  for (auto defect : kReferenceDefects) {
+    defects.*defect = true;
+  }
+  return defects;
+}
 
 }  // namespace modelpress::engine
 

@@ -87,4 +87,13 @@ absl::StatusOr<std::shared_ptr<const InputFile>> FileSet::Open(absl::string_view
   return InputFile::Open(it->first, it->second);
 }
 
+std::vector<std::string> FileSet::ListBelow(absl::string_view folder) const {
+  const std::string prefix = absl::StrCat(folder, "/");
+  std::vector<std::string> names;
+  for (auto it = paths_.lower_bound(prefix); it != paths_.end() && it->first.compare(0, prefix.size(), prefix) == 0; ++it) {
+    names.push_back(it->first.substr(prefix.size()));
+  }
+  return names;
+}
+
 }  // namespace modelpress::engine

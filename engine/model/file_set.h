@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -46,6 +47,8 @@ class FileSet {
   bool Contains(absl::string_view name) const;
   // FILE_NOT_FOUND if the call was not given that name.
   absl::StatusOr<std::shared_ptr<const InputFile>> Open(absl::string_view name) const;
+  // Names of the files below a folder, relative to it, sorted; empty where there is no such folder.
+  std::vector<std::string> ListBelow(absl::string_view folder) const;
 
  private:
   std::map<std::string, std::string> paths_;

@@ -15,11 +15,11 @@
 #include <mutex>
 #include <set>
 #include <system_error>
-#include <thread>
 #include <tuple>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/parallel.h"
 #include "engine/base/status.h"
 #include "engine/model/layout.h"
 
@@ -186,18 +186,7 @@ class WriteJob {
       MP_RETURN_IF_ERROR(Allocate(*file));
     }
     const int useful = static_cast<int>(std::min<uint64_t>(chunks_.size(), std::max(options_.threads, 1)));
-    std::vector<std::thread> threads;
-    for (int i = 1; i < useful; ++i) {
-      try {
-        threads.emplace_back([this] { Work(); });
-      } catch (const std::system_error&) {
-        break;  // go on with those there are
-      }
-    }
-    Work();
-    for (std::thread& thread : threads) {
-      thread.join();
-    }
+    ParallelFor(useful, useful, [this](uint64_t) { Work(); });
     return error_;
   }
 
