@@ -417,6 +417,22 @@ void Graph::ReplaceByInitializer(ItemId id, Tensor tensor) {
   item.tensor.header.set_name(item.name);
 }
 
+void Graph::RenameNodes(const std::map<ItemId, std::string>& names) {
+  absl::flat_hash_set<std::string> given;
+  for (const auto& [id, name] : names) {
+    given.insert(name);
+    item_names_.insert(name);
+  }
+  for (ItemId id : Order()) {
+    Item& item = items_[id];
+    if (auto it = names.find(id); it != names.end()) {
+      item.name = it->second;
+    } else if (item.is_node() && given.contains(item.name)) {
+      item.name = UniqueItemName(item.name);
+    }
+  }
+}
+
 void Graph::Remove(ItemId id) {
   for (int i = 0; i < static_cast<int>(items_[id].inputs.size()); ++i) {
     SetInput(id, i, Value{});
@@ -465,6 +481,52 @@ void Graph::MoveUses(Value from, Value to, const std::string& renamed) {
     items_[to.item].outputs[to.output] = name;
     name = UniqueTensorName(renamed);
   }
+}
+
+absl::Status Graph::RenameInput(int index, const std::string& name) {
+  onnx::ValueInfoProto& input = *shell_.mutable_graph()->mutable_input(index);
+  if (input.name() == name) {
+    return absl::OkStatus();
+  }
+  if (name.empty() || !tensor_names_.insert(name).second) {
+    return MakeError(v1::REQUEST_INVALID, absl::StrCat("input '", input.name(), "' cannot be called '", name,
+                                                       "': ", name.empty() ? "it is empty" : "another tensor of the model is"));
+  }
+  tensor_names_.erase(input.name());
+  for (const Use& use : input_uses_[index]) {  // outputs are known by the name of their tensor
+    if (use.item == Use::kGraphOutput) {
+      shell_.mutable_graph()->mutable_output(use.input)->set_name(name);
+    }
+  }
+  input.set_name(name);
+  return absl::OkStatus();
+}
+
+absl::Status Graph::RenameOutput(int index, const std::string& name) {
+  const Value value = graph_outputs_[index];
+  if (NameOf(value) == name) {
+    return absl::OkStatus();
+  }
+  if (value.item == Value::kGraphInput) {
+    return RenameInput(value.output, name);
+  }
+  Item& item = items_[value.item];
+  if (name.empty() || !tensor_names_.insert(name).second) {
+    return MakeError(v1::REQUEST_INVALID, absl::StrCat("output '", NameOf(value), "' cannot be called '", name,
+                                                       "': ", name.empty() ? "it is empty" : "another tensor of the model is"));
+  }
+  tensor_names_.erase(NameOf(value));
+  item.outputs[value.output] = name;
+  if (!item.is_node()) {
+    item.name = name;
+    (item.is_initializer() ? *item.tensor.header.mutable_name() : *item.sparse.mutable_values()->mutable_name()) = name;
+  }
+  for (const Use& use : item.uses[value.output]) {
+    if (use.item == Use::kGraphOutput) {
+      shell_.mutable_graph()->mutable_output(use.input)->set_name(name);
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Graph::Sort() {

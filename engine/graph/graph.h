@@ -4,6 +4,7 @@
 #define MODELPRESS_ENGINE_GRAPH_GRAPH_H_
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -99,6 +100,8 @@ class Graph {
   ItemId AddInitializer(const std::string& name, Tensor tensor);
   // Exchanges the item for an initializer with the same single output and uses, at the same place in the list.
   void ReplaceByInitializer(ItemId id, Tensor tensor);
+  // Names nodes. Any other node that has one of the names already gets a new one (suffix 1, 2, ...).
+  void RenameNodes(const std::map<ItemId, std::string>& names);
   // Removes an item that has no uses left; its inputs are unlinked.
   void Remove(ItemId id);
 
@@ -109,6 +112,10 @@ class Graph {
   // Moves every use of `from` to the end of the uses of `to`, in order. Where one is a graph output, `to` takes over the name of
   // `from`, and `from` is called `renamed` (made unique unless repeats_tensor_names).
   void MoveUses(Value from, Value to, const std::string& renamed);
+
+  // Gives graph input or output number `index` another name. REQUEST_INVALID: a tensor of the graph has it already.
+  absl::Status RenameInput(int index, const std::string& name);
+  absl::Status RenameOutput(int index, const std::string& name);
 
   // What was done otherwise than the reference does it, in words for the report.
   const std::vector<std::string>& deviations() const { return deviations_; }
