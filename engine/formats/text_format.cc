@@ -46,34 +46,8 @@ size_t ValidUtf8Prefix(absl::string_view text) {
   return i;
 }
 
-// Turns byte offsets into positions. Quick if asked in ascending order.
-class PositionCursor {
- public:
-  explicit PositionCursor(absl::string_view text) : text_(text) {}
-
-  TextPosition At(size_t offset) {
-    for (; next_ < offset; ++next_) {
-      if (text_[next_] == '\n') {
-        ++position_.line;
-        position_.column = 1;
-      } else if (!IsContinuation(text_[next_])) {
-        ++position_.column;
-      }
-    }
-    return position_;
-  }
-
- private:
-  absl::string_view text_;
-  size_t next_ = 0;
-  TextPosition position_ = {.line = 1, .column = 1};
-};
-
-// The position that protobuf's tokenizer calls (line, column): from 0, bytes, and tabs go to the next multiple of 8.
-TextPosition FromTokenizer(absl::string_view text, int line, int column) {
-  if (line < 0) {
-    return {};
-  }
+// The offset of what protobuf's tokenizer calls (line, column): from 0, bytes, and tabs go to the next multiple of 8.
+size_t FromTokenizer(absl::string_view text, int line, int column) {
   size_t offset = 0;
   for (int i = 0; i < line && offset < text.size(); ++i) {
     offset = std::min(text.find('\n', offset), text.size() - 1) + 1;
@@ -81,22 +55,11 @@ TextPosition FromTokenizer(absl::string_view text, int line, int column) {
   for (int i = 0; i < column && offset < text.size() && text[offset] != '\n'; ++offset) {
     i += text[offset] == '\t' ? 8 - i % 8 : 1;
   }
-  return PositionCursor(text).At(offset);
+  return offset;
 }
 
 // Errors quote the text, whatever its length.
 constexpr size_t kMaxErrorBytes = 300;
-
-std::string Shortened(const std::string& message) {
-  if (message.size() <= kMaxErrorBytes) {
-    return message;
-  }
-  size_t end = kMaxErrorBytes;
-  while (IsContinuation(message[end])) {
-    --end;
-  }
-  return message.substr(0, end) + "...";
-}
 
 bool IsWord(char c) { return absl::ascii_isalnum(c) || c == '_'; }
 
@@ -135,6 +98,42 @@ std::optional<std::string> RespellNumber(absl::string_view number) {
   return result;
 }
 
+// The next token of a text in protobuf's text format; comments and white space are passed over.
+struct Token {
+  enum class Kind { kEnd, kName, kNumber, kString, kSymbol };  // kNumber may also be a lone sign
+
+  Kind kind = Kind::kEnd;
+  size_t begin = 0;
+  size_t end = 0;
+};
+
+Token NextToken(absl::string_view text, size_t i) {
+  for (; i < text.size(); ++i) {
+    const size_t begin = i;
+    const bool after_word = i > 0 && IsWord(text[i - 1]);  // a-1 is not a name and a number
+    const char c = text[i];
+    if (c == '#') {
+      i = std::min(text.find('\n', i), text.size() - 1);
+    } else if (c == '"' || c == '\'') {
+      for (++i; i < text.size() && text[i] != c && text[i] != '\n';) {
+        i += text[i] == '\\' ? 2 : 1;
+      }
+      return {Token::Kind::kString, begin, std::min(i + 1, text.size())};
+    } else if (absl::ascii_isdigit(c) || (!after_word && (c == '+' || c == '-')) || absl::ascii_isalpha(c) || c == '_' ||
+               (c == '.' && i + 1 < text.size() && absl::ascii_isdigit(text[i + 1]))) {
+      const bool name = absl::ascii_isalpha(c) || c == '_';
+      ++i;
+      while (i < text.size() && (IsWord(text[i]) || (!name && (text[i] == '.' || text[i] == '+' || text[i] == '-')))) {
+        ++i;
+      }
+      return {name ? Token::Kind::kName : Token::Kind::kNumber, begin, i};
+    } else if (!absl::ascii_isspace(c)) {
+      return {Token::Kind::kSymbol, begin, begin + 1};
+    }
+  }
+  return {Token::Kind::kEnd, text.size(), text.size()};
+}
+
 // One walk over the tokens of `text`, for what C++'s parser does not do: replaces numbers by the same in a spelling that it
 // takes, filled up with spaces, so that positions stay; and notes where outermost messages begin (its ParseInfoTree has one
 // location for a whole list of messages).
@@ -150,45 +149,106 @@ Prepared Prepare(absl::string_view text) {
   size_t field_begin = 0;
   bool in_list = false;
   int depth = 0;
-  size_t i = 0;
-  while (i < text.size()) {
-    const size_t begin = i;
-    const bool after_word = i > 0 && IsWord(text[i - 1]);  // a-1 is not a name and a number
-    const char c = text[i++];
-    if (c == '#') {
-      i = std::min(text.find('\n', i), text.size());
-    } else if (c == '"' || c == '\'') {
-      while (i < text.size() && text[i] != c && text[i] != '\n') {
-        i += text[i] == '\\' ? 2 : 1;
-      }
-      i = std::min(i + 1, text.size());
-    } else if (absl::ascii_isdigit(c) || (!after_word && (c == '+' || c == '-')) || absl::ascii_isalpha(c) || c == '_' ||
-               (c == '.' && i < text.size() && absl::ascii_isdigit(text[i]))) {
-      const bool name = absl::ascii_isalpha(c) || c == '_';
-      while (i < text.size() && (IsWord(text[i]) || (!name && (text[i] == '.' || text[i] == '+' || text[i] == '-')))) {
-        ++i;
-      }
-      const absl::string_view token = text.substr(begin, i - begin);
+  for (Token token = NextToken(text, 0); token.kind != Token::Kind::kEnd; token = NextToken(text, token.end)) {
+    const absl::string_view word = text.substr(token.begin, token.end - token.begin);
+    const char c = word[0];
+    if (token.kind == Token::Kind::kName || token.kind == Token::Kind::kNumber) {
+      const bool name = token.kind == Token::Kind::kName;
       if (name && depth == 0) {
-        field = std::string(token);
-        field_begin = begin;
+        field = std::string(word);
+        field_begin = token.begin;
       }
       // Names can only be respelled if they are the float values inff and the like.
-      if (std::optional<std::string> spelling = name && token.find('_') != token.npos ? std::nullopt : RespellNumber(token)) {
-        spelling->resize(token.size(), ' ');
-        prepared.text.replace(begin, token.size(), *spelling);
+      if (std::optional<std::string> spelling = name && word.find('_') != word.npos ? std::nullopt : RespellNumber(word)) {
+        spelling->resize(word.size(), ' ');
+        prepared.text.replace(token.begin, word.size(), *spelling);
       }
-    } else if (c == '{' || c == '<') {
-      if (depth++ == 0) {
-        prepared.positions[field].push_back(cursor.At(in_list ? begin : field_begin));
+    } else if (token.kind == Token::Kind::kSymbol) {
+      if (c == '{' || c == '<') {
+        if (depth++ == 0) {
+          prepared.positions[field].push_back(cursor.At(in_list ? token.begin : field_begin));
+        }
+      } else if (c == '}' || c == '>') {
+        depth = std::max(depth - 1, 0);
+      } else if (depth == 0 && (c == '[' || c == ']')) {
+        in_list = c == '[';
       }
-    } else if (c == '}' || c == '>') {
-      depth = std::max(depth - 1, 0);
-    } else if (depth == 0 && (c == '[' || c == ']')) {
-      in_list = c == '[';
     }
   }
   return prepared;
+}
+
+// One occurrence of a field in a text, and of those inside it.
+struct Occurrence {
+  std::string field;
+  size_t begin = 0;
+  std::vector<Occurrence> inner;
+};
+
+// Every field of a text that is known to be right: fields and their values take turns. Returns where the message ends.
+size_t CollectOccurrences(absl::string_view text, size_t i, std::vector<Occurrence>& out) {
+  for (Token token = NextToken(text, i); token.kind != Token::Kind::kEnd; token = NextToken(text, i)) {
+    i = token.end;
+    auto symbol = [&](const Token& t, absl::string_view any_of) {
+      return t.kind == Token::Kind::kSymbol && any_of.find(text[t.begin]) != absl::string_view::npos;
+    };
+    if (symbol(token, "}>")) {
+      return i;
+    }
+    if (token.kind != Token::Kind::kName) {
+      continue;  // separators, the other pieces of a string
+    }
+    const std::string field(text.substr(token.begin, token.end - token.begin));
+    Token value = NextToken(text, i);
+    if (symbol(value, ":")) {
+      value = NextToken(text, value.end);
+    }
+    const bool list = symbol(value, "[");
+    size_t begin = token.begin;
+    if (list) {
+      value = NextToken(text, value.end);
+      begin = value.begin;
+    }
+    while (value.kind != Token::Kind::kEnd && !(list && symbol(value, "]"))) {
+      out.push_back({field, begin, {}});
+      i = symbol(value, "{<") ? CollectOccurrences(text, value.end, out.back().inner) : value.end;
+      if (text[value.begin] == '-' && value.end == value.begin + 1) {
+        i = NextToken(text, i).end;  // a sign apart from its number
+      }
+      if (!list) {
+        break;
+      }
+      do {  // to the next element, behind the other pieces of a string
+        value = NextToken(text, i);
+        i = value.end;
+      } while (value.kind == Token::Kind::kString);
+      if (symbol(value, ",")) {
+        value = NextToken(text, i);
+      }
+      begin = value.begin;
+    }
+    i = list ? value.end : i;
+  }
+  return i;
+}
+
+// The offset of the longest beginning of `path` that is there, and how many steps that is.
+std::pair<size_t, size_t> Locate(const std::vector<Occurrence>& fields, const std::vector<TextStep>& path, size_t step) {
+  std::pair<size_t, size_t> best = {0, 0};
+  if (step == path.size()) {
+    return best;
+  }
+  int element = 0;
+  for (const Occurrence& field : fields) {
+    if (field.field != path[step].field || (path[step].element >= 0 && element++ != path[step].element)) {
+      continue;
+    }
+    const auto [offset, found] = Locate(field.inner, path, step + 1);
+    if (found + 1 >= best.second) {
+      best = {found == 0 ? field.begin : offset, found + 1};
+    }
+  }
+  return best;
 }
 
 // Keeps the first error.
@@ -257,28 +317,6 @@ TextPosition PositionOfBrokenUtf8(const Message& message, const TextPositions& p
 
 // ---- printing ---------------------------------------------------------------------------------------------------------------
 
-// Python's repr(float): the shortest digits that round-trip, positional from 1e-4 up to below 1e16.
-std::string ReprDouble(double value) {
-  if (std::isnan(value)) {
-    return "nan";
-  }
-  if (std::isinf(value)) {
-    return value < 0 ? "-inf" : "inf";
-  }
-  char buffer[32];
-  char* end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific).ptr;
-  std::string text(buffer, end);
-  const size_t e = text.find('e');
-  int exponent = 0;
-  std::from_chars(text.data() + e + (text[e + 1] == '+' ? 2 : 1), text.data() + text.size(), exponent);
-  if (exponent < -4 || exponent >= 16) {
-    return text;
-  }
-  end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::fixed).ptr;
-  text.assign(buffer, end);
-  return text.find('.') == std::string::npos ? text + ".0" : text;
-}
-
 // The fewest of 6 to 9 significant digits that give `value` back.
 std::string FloatText(float value) {
   double rounded = value;
@@ -293,7 +331,7 @@ std::string FloatText(float value) {
       }
     }
   }
-  return ReprDouble(rounded);
+  return PythonRepr(rounded);
 }
 
 // `bytes`: what is not printable ASCII becomes octal; otherwise it stays as it is.
@@ -346,7 +384,7 @@ std::string ScalarText(const Message& message, const FieldDescriptor* field, int
     case FieldDescriptor::CPPTYPE_FLOAT:
       return FloatText(repeated ? reflection.GetRepeatedFloat(message, field, i) : reflection.GetFloat(message, field));
     case FieldDescriptor::CPPTYPE_DOUBLE:
-      return ReprDouble(repeated ? reflection.GetRepeatedDouble(message, field, i) : reflection.GetDouble(message, field));
+      return PythonRepr(repeated ? reflection.GetRepeatedDouble(message, field, i) : reflection.GetDouble(message, field));
     case FieldDescriptor::CPPTYPE_BOOL:
       return (repeated ? reflection.GetRepeatedBool(message, field, i) : reflection.GetBool(message, field)) ? "true" : "false";
     case FieldDescriptor::CPPTYPE_ENUM:
@@ -380,7 +418,85 @@ void AppendMessage(const Message& message, const std::string& indent, std::strin
   }
 }
 
+// An error of protobuf's parser at its place, with the field before it as metadata "key".
+template <typename MakeStatus>
+absl::Status SyntaxError(absl::string_view text, const FirstError::Error& found, const MakeStatus& make) {
+  // What is wrong with a name or value, the parser says when it has read it: the place is that of the token behind it.
+  const absl::string_view message = found.message;
+  const bool is_behind = absl::StartsWith(message, "Invalid value for") ||
+                         absl::StartsWith(message, "Unknown enumeration value") ||
+                         absl::StrContains(message, "has no field named");
+  const size_t place = found.line < 0 ? text.size() : FromTokenizer(text, found.line, found.column);
+  size_t begin = place;
+  absl::string_view key;
+  for (Token token = NextToken(text, 0); token.kind != Token::Kind::kEnd && token.begin < place;
+       token = NextToken(text, token.end)) {
+    begin = token.begin;
+    if (token.kind == Token::Kind::kName) {
+      const Token next = NextToken(text, token.end);
+      const bool is_field = absl::StrContains(message, "has no field named") ||
+                            (next.kind == Token::Kind::kSymbol && absl::StrContains(":{<", text[next.begin]));
+      key = is_field ? text.substr(token.begin, token.end - token.begin) : key;
+    }
+  }
+  const absl::Status status = make(ShortenedText(std::string(absl::StripSuffix(message, "."))),
+                                   found.line < 0 ? TextPosition{} : PositionAt(text, is_behind ? begin : place));
+  return key.empty() ? status : WithMetadata(status, "key", ShortenedText(std::string(key)));
+}
+
 }  // namespace
+
+TextPosition PositionCursor::At(size_t offset) {
+  for (; next_ < offset && next_ < text_.size(); ++next_) {
+    if (text_[next_] == '\n') {
+      ++position_.line;
+      position_.column = 1;
+    } else if (!IsContinuation(text_[next_])) {
+      ++position_.column;
+    }
+  }
+  return position_;
+}
+
+std::string ShortenedText(const std::string& text) {
+  if (text.size() <= kMaxErrorBytes) {
+    return text;
+  }
+  size_t end = kMaxErrorBytes;
+  while (IsContinuation(text[end])) {
+    --end;
+  }
+  return text.substr(0, end) + "...";
+}
+
+std::string PythonRepr(double value) {
+  if (std::isnan(value)) {
+    return "nan";
+  }
+  if (std::isinf(value)) {
+    return value < 0 ? "-inf" : "inf";
+  }
+  char buffer[32];
+  char* end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific).ptr;
+  std::string text(buffer, end);
+  const size_t e = text.find('e');
+  int exponent = 0;
+  std::from_chars(text.data() + e + (text[e + 1] == '+' ? 2 : 1), text.data() + text.size(), exponent);
+  if (exponent < -4 || exponent >= 16) {
+    return text;
+  }
+  end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::fixed).ptr;
+  text.assign(buffer, end);
+  return text.find('.') == std::string::npos ? text + ".0" : text;
+}
+
+double DecimalDouble(float value) {
+  char buffer[32];
+  const char* end = std::to_chars(buffer, buffer + sizeof(buffer), value).ptr;
+  double result = value;
+  std::from_chars(buffer, end, result);
+  return result;
+}
 
 absl::StatusOr<TextPositions> ParseTextFormat(absl::string_view text, v1::Reason reason, const std::string& file,
                                               Message& message) {
@@ -399,13 +515,21 @@ absl::StatusOr<TextPositions> ParseTextFormat(absl::string_view text, v1::Reason
   // Merge, not Parse: only it allows a singular field more than once.
   if (!parser.MergeFromString(prepared.text, &message) || first.error().has_value()) {
     FirstError::Error found = first.error().value_or(FirstError::Error{-1, 0, "not protobuf text format"});
-    return error(Shortened(std::string(absl::StripSuffix(found.message, "."))), FromTokenizer(text, found.line, found.column));
+    return SyntaxError(text, found, error);
   }
   if (const std::string field = FieldWithBrokenUtf8(message); !field.empty()) {
     return error(absl::StrCat("the escapes in '", field, "' do not form UTF-8"),
                  PositionOfBrokenUtf8(message, prepared.positions));
   }
   return std::move(prepared.positions);
+}
+
+TextPosition LocateField(absl::string_view text, const std::vector<TextStep>& path) {
+  absl::ConsumePrefix(&text, "\xEF\xBB\xBF");
+  std::vector<Occurrence> fields;
+  CollectOccurrences(text, 0, fields);
+  const auto [offset, steps] = Locate(fields, path, 0);
+  return steps == 0 ? TextPosition{} : PositionAt(text, offset);
 }
 
 std::string PrintTextFormat(const Message& message) {

@@ -34,8 +34,41 @@ using TextPositions = std::map<std::string, std::vector<TextPosition>>;
 absl::StatusOr<TextPositions> ParseTextFormat(absl::string_view text, v1::Reason reason, const std::string& file,
                                               google::protobuf::Message& message);
 
+// A step on the way to a field inside a message: its name and, for a repeated field, which element.
+struct TextStep {
+  std::string field;
+  int element = -1;  // -1: a singular field; of one that is given more than once, the last counts
+};
+
+// Where a field begins in a text that ParseTextFormat accepts: at its name, or, in a list, at the element. If the text does not
+// hold the last steps (the field has its default), where the message begins that they would be in; {} if it holds none.
+TextPosition LocateField(absl::string_view text, const std::vector<TextStep>& path);
+
 // Prints as Python's google.protobuf.text_format does, byte for byte (formats.md section 2.1).
 std::string PrintTextFormat(const google::protobuf::Message& message);
+
+// Python's repr(float): the shortest digits that round-trip, positional from 1e-4 up to below 1e16.
+std::string PythonRepr(double value);
+
+// The double that the shortest decimal text of `value` stands for: 0.7F gives 0.7 (formats.md section 5.2).
+double DecimalDouble(float value);
+
+// What errors quote of a text of any length.
+std::string ShortenedText(const std::string& text);
+
+// Turns byte offsets into positions. Quick if asked in ascending order.
+class PositionCursor {
+ public:
+  explicit PositionCursor(absl::string_view text) : text_(text) {}
+  TextPosition At(size_t offset);
+
+ private:
+  absl::string_view text_;
+  size_t next_ = 0;
+  TextPosition position_ = {.line = 1, .column = 1};
+};
+
+inline TextPosition PositionAt(absl::string_view text, size_t offset) { return PositionCursor(text).At(offset); }
 
 }  // namespace modelpress::engine
 

@@ -159,7 +159,7 @@ TEST(ParseTextFormatTest, RefusesWithLineAndColumn) {
     int column;
   };
   for (const Case& c : std::vector<Case>{
-           {"record {\n  kee: \"x\"\n}", 2, 6},                 // unknown field: found at what follows it
+           {"record {\n  kee: \"x\"\n}", 2, 3},                 // unknown field
            {"record {\n  value { scale_d: \"1\" }\n}", 2, 20},  // wrong kind
            {"record {\n\tkey: \"\xE4\xB8\xAD\" value { offset_d: 2147483648 }\n}", 2,
             29},                                                          // out of range; tab and 中 are one column
@@ -171,14 +171,14 @@ TEST(ParseTextFormatTest, RefusesWithLineAndColumn) {
            {"record { value { scale_d: ++1 } }", 1, 27},                  //
            {"record { value { scale_d: 1__0 } }", 1, 28},                 //
            {"record { value { scale_d: [1] } }", 1, 27},                  // a list for a singular field
-           {"prune_record { producer { attr { type: INTT } } }", 1, 45},  // unknown enum name: found at what follows it
-           {"prune_record { producer { attr { type: 7 } } }", 1, 42},     // unknown enum number
+           {"prune_record { producer { attr { type: INTT } } }", 1, 40},  // unknown enum name
+           {"prune_record { producer { attr { type: 7 } } }", 1, 40},     // unknown enum number
            {"record { key: \"x }\n", 1, 19},                              // string not closed
            {"record { key: \"\\q\" }", 1, 17},                            // bad escape
            {"record {", 1, 9},                                            // brace not closed
            {"record { >", 1, 10},                                         // closed by the other kind
            {"}", 1, 1},                                                   //
-           {"rec+ord {}", 1, 4},                                          // a sign within a name
+           {"rec+ord {}", 1, 1},                                          // a sign within a name
            {"1: \"x\"", 1, 1},                                            // field number
            {std::string("record {\0}", 10), 1, 9},                        //
        }) {
@@ -255,6 +255,57 @@ TEST(ParseTextFormatTest, TellsWhereOutermostMessagesBegin) {
   }
   EXPECT_THAT(places, testing::ElementsAre(std::pair(2, 1), std::pair(2, 40), std::pair(3, 11), std::pair(4, 3)));
   EXPECT_EQ((*positions)["prune_record"].size(), 1);
+}
+
+std::string KeyOf(const std::string& text) {
+  const auto metadata = MetadataOf(ErrorOf(text));
+  auto key = metadata.find("key");
+  return key == metadata.end() ? "" : key->second;
+}
+
+TEST(ParseTextFormatTest, ErrorsNameTheFieldBeforeThem) {
+  EXPECT_EQ("scale_d", KeyOf("record { value { scale_d: x } }"));
+  EXPECT_EQ("kee", KeyOf("record { kee: 1 }"));
+  EXPECT_EQ("value", KeyOf("record { key: \"a\" value { "));
+  EXPECT_EQ("", KeyOf("}"));
+}
+
+struct LocateCase {
+  const char* text;
+  std::vector<TextStep> path;
+  int line;
+  int column;
+};
+
+TEST(LocateFieldTest, FindsFieldsElementsAndTheNearestMessage) {
+  for (const LocateCase& c : std::vector<LocateCase>{
+           {"a: 1 b: 2", {{"b"}}, 1, 6},
+           {"a: 1\n# b: 0\n  b: 2", {{"b"}}, 3, 3},
+           {"a: 1 a: 2", {{"a"}}, 1, 6},                      // the last one counts
+           {"a: 'x' a: 'y'", {{"a", 0}}, 1, 1},               // elements
+           {"a: ['x' \"y\", 'z']", {{"a", 1}}, 1, 14},        // in a list, with pieces of a string
+           {"a: [] a: [1] a: 2", {{"a", 1}}, 1, 14},          // an empty list has no elements
+           {"m { a: 1 } m { b: 2 }", {{"m"}, {"a"}}, 1, 5},   // messages that are merged
+           {"m { a: 1 } m { b: 2 }", {{"m"}, {"c"}}, 1, 12},  // absent: the message
+           {"m: < n { a: -1; b: - 2, c: inf } >", {{"m"}, {"n"}, {"c"}}, 1, 25},
+           {"m [{ a: 1 }, { a: 2 }] z: 3", {{"m", 1}, {"a"}}, 1, 16},
+           {"m [{ a: 1 }, { a: 2 }] z: 3", {{"z"}}, 1, 24},
+           {"\xEF\xBB\xBF\xE4\xB8\xAD: 1 a: 2", {{"a"}}, 1, 6},
+           {"a: 1", {{"b"}}, 0, 0},
+           {"", {{"b"}}, 0, 0},
+           {"a {", {{"a"}, {"b"}}, 1, 1},
+       }) {
+    const TextPosition position = LocateField(c.text, c.path);
+    EXPECT_EQ(c.line, position.line) << c.text;
+    EXPECT_EQ(c.column, position.column) << c.text;
+  }
+}
+
+TEST(DecimalDoubleTest, IsTheShortestDecimal) {
+  EXPECT_EQ(0.7, DecimalDouble(0.7F));
+  EXPECT_EQ(1e-5, DecimalDouble(1e-5F));
+  EXPECT_EQ("1.0", PythonRepr(DecimalDouble(1.0F)));
+  EXPECT_EQ("1e+16", PythonRepr(1e16));
 }
 
 }  // namespace
