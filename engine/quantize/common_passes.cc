@@ -9,6 +9,7 @@
 #include "absl/base/casts.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
+#include "engine/quantize/operands.h"
 #include "engine/quantize/pass.h"
 
 namespace modelpress::engine {
@@ -47,18 +48,6 @@ ScaleRuns ScalesOf(const RecordedLayer& layer, const Item& item, const std::vect
   return runs;
 }
 
-absl::StatusOr<ConstantOperand> RequireConstant(const Graph& graph, const Item& layer, Value value, absl::string_view what) {
-  std::optional<ConstantOperand> operand = FindConstantOperand(graph, value);
-  if (!operand.has_value()) {
-    return MakeError(v1::NODE_UNSUPPORTED,
-                     absl::StrCat("its ", what,
-                                  " must be an initializer or a Constant, at most behind one Transpose; remove its record "
-                                  "entry or fold the tensor"),
-                     {.layer = layer.name});
-  }
-  return *operand;
-}
-
 // Every weight and bias that is about to be rewritten becomes an initializer used by nobody else: values of Constant nodes move
 // into initializers, and tensors with other uses are copied. The reference crashes on the former and quantizes the latter twice.
 class OwnOperands final : public Pass {
@@ -82,39 +71,15 @@ class OwnOperands final : public Pass {
 
  private:
   absl::Status Own(Graph& graph, ItemId layer, ItemId user, int input, absl::string_view what) {
-    MP_ASSIGN_OR_RETURN(ConstantOperand operand, RequireConstant(graph, graph.item(layer), graph.InputOf(user, input), what));
-    if (graph.item(operand.holder).is_node()) {
-      MP_RETURN_IF_ERROR(ConstantToInitializer(graph, operand.holder));
-    }
     if (step_.defects.quantizes_shared_tensors_twice) {
-      return absl::OkStatus();
+      return ToInitializer(graph, layer, user, input, what).status();
     }
-    const bool shared = graph.UsesOf(Value{operand.holder, 0}).size() > 1 ||
-                        (operand.transpose >= 0 && graph.UsesOf(Value{operand.transpose, 0}).size() > 1);
-    if (!shared) {
-      return absl::OkStatus();
+    bool copied = false;
+    MP_RETURN_IF_ERROR(OwnOperand(graph, layer, user, input, what, &copied).status());
+    if (copied) {
+      step_.deviations.insert(
+          absl::StrCat("layer '", graph.item(layer).name, "' shares a tensor and got a copy of its own (6.4)"));
     }
-    step_.deviations.insert(absl::StrCat("layer '", graph.item(layer).name, "' shares a tensor and got a copy of its own (6.4)"));
-    const std::string base = graph.item(layer).name;
-    const ItemId copy =
-        graph.AddInitializer(absl::StrCat(base, ".", graph.item(operand.holder).name), graph.item(operand.holder).tensor);
-    Value own{copy, 0};
-    if (operand.transpose >= 0) {
-      const std::string transpose_name = absl::StrCat(base, ".", graph.item(operand.transpose).name);
-      const ItemId transpose =
-          graph.AddNode(transpose_name, graph.item(operand.transpose).node.proto, 1, {OutputName(transpose_name)});
-      graph.SetInput(transpose, 0, own);
-      own = Value{transpose, 0};
-    }
-    graph.SetInput(user, input, own);
-    return absl::OkStatus();
-  }
-
-  static absl::Status ConstantToInitializer(Graph& graph, ItemId id) {
-    Item& item = graph.mutable_item(id);
-    Tensor tensor = item.node.tensors.empty() ? FromProto(FindAttribute(item.node.proto, "value")->t())
-                                              : std::move(item.node.tensors[0].second);
-    graph.ReplaceByInitializer(id, std::move(tensor));
     return absl::OkStatus();
   }
 
@@ -133,7 +98,7 @@ class TransposeGemmWeight final : public Pass {
       if (layer.rule->kind != OpKind::kGemm || IntAttribute(gemm.node.proto, "transB", 0) != 1) {
         continue;
       }
-      MP_ASSIGN_OR_RETURN(ConstantOperand operand, RequireConstant(graph, gemm, graph.InputOf(layer.id, 1), "weight"));
+      MP_ASSIGN_OR_RETURN(ConstantOperand operand, RequireConstant(graph, layer.id, graph.InputOf(layer.id, 1), "weight"));
       Tensor& weight = graph.mutable_item(operand.holder).tensor;
       if (weight.header.dims_size() != 2) {
         return MakeError(v1::TENSOR_INVALID,
@@ -174,7 +139,7 @@ class BalanceActivations final : public Pass {
       }
       const std::string base = graph.item(layer.id).name;
       MP_ASSIGN_OR_RETURN(ConstantOperand operand,
-                          RequireConstant(graph, graph.item(layer.id), graph.InputOf(layer.id, layer.rule->weight), "weight"));
+                          RequireConstant(graph, layer.id, graph.InputOf(layer.id, layer.rule->weight), "weight"));
       const Item& weight = graph.item(operand.holder);
       const size_t rank = DimsOf(weight).size();
       std::vector<int64_t> dims(rank >= 3 && rank <= 5 ? rank : 2, 1);
@@ -272,7 +237,7 @@ class QuantizeWeightTensors final : public Pass {
           continue;
         }
         const Item& item = graph.item(layer.id);
-        MP_ASSIGN_OR_RETURN(ConstantOperand operand, RequireConstant(graph, item, graph.InputOf(layer.id, input), "weight"));
+        MP_ASSIGN_OR_RETURN(ConstantOperand operand, RequireConstant(graph, layer.id, graph.InputOf(layer.id, input), "weight"));
         Tensor& tensor = graph.mutable_item(operand.holder).tensor;
         MP_RETURN_IF_ERROR(CheckType(tensor, item));
         const std::vector<int64_t> dims(tensor.header.dims().begin(), tensor.header.dims().end());
@@ -364,7 +329,7 @@ class QuantizeBiases final : public Pass {
       }
       const Item& item = graph.item(layer.id);
       MP_ASSIGN_OR_RETURN(ConstantOperand operand,
-                          RequireConstant(graph, item, graph.InputOf(place->item, place->input), "bias"));
+                          RequireConstant(graph, layer.id, graph.InputOf(place->item, place->input), "bias"));
       Tensor& bias = graph.mutable_item(operand.holder).tensor;
       MP_ASSIGN_OR_RETURN(std::vector<float> scales, BiasScales(layer, item, bias.ElementCount()));
       MP_ASSIGN_OR_RETURN(std::vector<int32_t> integers, Quantize(bias, scales, item));

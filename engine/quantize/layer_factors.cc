@@ -36,8 +36,8 @@ bool IsEmpty(const SingleLayerRecord& value) {
 // Checks one entry. The numbers in comments are the rules of docs/spec/save.md section 2.3.
 class EntryChecker {
  public:
-  EntryChecker(const Graph& graph, const MapFiledEntry& entry, ErrorPlace place, const ReferenceDefects& defects)
-      : graph_(graph), entry_(entry), value_(entry.value()), place_(std::move(place)), defects_(defects) {}
+  EntryChecker(const Graph& graph, const MapFiledEntry& entry, ErrorPlace place, const ReferenceDefects& defects, RecordUse use)
+      : graph_(graph), entry_(entry), value_(entry.value()), place_(std::move(place)), defects_(defects), use_(use) {}
 
   // `node` is the item that the key names; true in the result: the entry carries factors for it.
   absl::StatusOr<bool> Check(ItemId node) {
@@ -223,7 +223,7 @@ class EntryChecker {
         return Error(v1::RECORD_VALUE, absl::StrCat("tensor_balance_factor is ", factor, ", outside [2^-23, 2^23]"));
       }
     }
-    if (empty) {
+    if (empty && use_ == RecordUse::kSave) {
       return Error(v1::RECORD_INCOMPLETE, "it has tensor_balance_factor but no quantization factors");
     }
     return absl::OkStatus();
@@ -234,6 +234,7 @@ class EntryChecker {
   const SingleLayerRecord& value_;
   const ErrorPlace place_;
   const ReferenceDefects& defects_;
+  const RecordUse use_;
 };
 
 LayerFactors ToFactors(const SingleLayerRecord& value) {
@@ -260,7 +261,7 @@ LayerFactors ToFactors(const SingleLayerRecord& value) {
 std::string IntegerTypeName(int bits) { return absl::StrCat("INT", bits); }
 
 absl::StatusOr<FactorsByLayer> ReadFactors(const ParsedRecord& record, const Graph& graph, const std::string& file,
-                                           const ReferenceDefects& defects) {
+                                           const ReferenceDefects& defects, RecordUse use) {
   if (record.record.record().empty()) {  // 0
     return MakeError(v1::RECORD_EMPTY, "the record file has no 'record' entry", {.file = file});
   }
@@ -284,7 +285,7 @@ absl::StatusOr<FactorsByLayer> ReadFactors(const ParsedRecord& record, const Gra
     if (it == items.end()) {  // 2
       return MakeError(v1::RECORD_UNKNOWN_LAYER, "the model has no node of this name", place);
     }
-    MP_ASSIGN_OR_RETURN(const bool carries_factors, EntryChecker(graph, entry, place, defects).Check(it->second));
+    MP_ASSIGN_OR_RETURN(const bool carries_factors, EntryChecker(graph, entry, place, defects, use).Check(it->second));
     if (carries_factors && it->first == entry.key()) {
       layers[entry.key()] = ToFactors(entry.value());
     }

@@ -37,11 +37,14 @@ using FactorsByLayer = std::map<std::string, LayerFactors>;
 // "INT8" and so on.
 std::string IntegerTypeName(int bits);
 
+// What a record is read for. Before the weights are quantized its entries may hold balance factors alone.
+enum class RecordUse { kSave, kQuantize };
+
 // Checks every entry in file order; the first error ends it. The result holds the layers that carry factors. `file` names the
 // record in errors. RECORD_EMPTY, RECORD_INCOMPLETE, RECORD_UNKNOWN_LAYER, RECORD_NOT_QUANTIZABLE, RECORD_VALUE, RECORD_LENGTH,
 // RECORD_UNEXPECTED, each with line, column and layer.
 absl::StatusOr<FactorsByLayer> ReadFactors(const ParsedRecord& record, const Graph& graph, const std::string& file,
-                                           const ReferenceDefects& defects);
+                                           const ReferenceDefects& defects, RecordUse use = RecordUse::kSave);
 
 }  // namespace modelpress::engine
 

@@ -1,12 +1,12 @@
 #include "engine/quantize/weights.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "engine/kernels/quantize.h"
+#include "engine/model/element_payload.h"
 
 namespace modelpress::engine {
 namespace {
@@ -17,37 +17,6 @@ constexpr uint64_t kPiece = 64 << 10;
 constexpr uint64_t kShortRun = 64;
 // Elements of a transposed stripe: wide enough that rows are read in long runs.
 constexpr uint64_t kStripeElements = 8 << 20;
-
-// Payloads of elements of type T: takes care of ranges that cut elements and of buffers that are not aligned for T.
-template <typename T>
-class ElementPayload : public Payload {
- public:
-  explicit ElementPayload(uint64_t element_count) : element_count_(element_count) {}
-  uint64_t size() const final { return element_count_ * sizeof(T); }
-
-  absl::Status Read(uint64_t offset, absl::Span<uint8_t> out) const final {
-    if (out.empty()) {
-      return absl::OkStatus();
-    }
-    const uint64_t first = offset / sizeof(T);
-    const uint64_t last = (offset + out.size() + sizeof(T) - 1) / sizeof(T);
-    const bool whole =
-        offset % sizeof(T) == 0 && out.size() % sizeof(T) == 0 && reinterpret_cast<uintptr_t>(out.data()) % alignof(T) == 0;
-    if (whole) {
-      return ReadElements(first, absl::MakeSpan(reinterpret_cast<T*>(out.data()), last - first));
-    }
-    std::vector<T> elements(last - first);
-    MP_RETURN_IF_ERROR(ReadElements(first, absl::MakeSpan(elements)));
-    std::memcpy(out.data(), reinterpret_cast<const uint8_t*>(elements.data()) + offset % sizeof(T), out.size());
-    return absl::OkStatus();
-  }
-
- protected:
-  virtual absl::Status ReadElements(uint64_t first, absl::Span<T> out) const = 0;
-
- private:
-  uint64_t element_count_;
-};
 
 // A payload whose elements come from one member function of the weight.
 template <typename T>
