@@ -1,17 +1,14 @@
 #include "engine/runtime/load_check.h"
 
 #include <exception>
-#include <iostream>
-#include <memory>
 #include <set>
 #include <string>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
-#include "onnx/defs/schema.h"
+#include "engine/runtime/runtime_env.h"
 #include "onnxruntime_cxx_api.h"
 
 namespace modelpress::engine {
@@ -19,21 +16,6 @@ namespace {
 
 // Of the model without its big tensors. What ONNX Runtime takes in one piece ends at 2 GiB.
 constexpr uint64_t kMaxSkeletonBytes = 1 << 30;
-
-// What ONNX Runtime has to say is in its exceptions.
-void ORT_API_CALL DropLogMessage(void*, OrtLoggingLevel, const char*, const char*, const char*, const char*) {}
-
-// Leaked, since it must outlive every session. Throws what ONNX Runtime throws.
-Ort::Env& RuntimeEnv() {
-  static Ort::Env* env = [] {
-    std::streambuf* const cerr_buffer = std::cerr.rdbuf(nullptr);
-    const absl::Cleanup restore = [cerr_buffer] { std::cerr.rdbuf(cerr_buffer); };
-    auto created = std::make_unique<Ort::Env>(ORT_LOGGING_LEVEL_ERROR, "modelpress", DropLogMessage, nullptr);
-    onnx::OpSchemaRegistry::Schema("Conv");  // any look-up registers onnx's schemas
-    return created.release();
-  }();
-  return *env;
-}
 
 // The serialized model while it is put together: big tensors become graph inputs, the others are in it.
 class Skeleton {
