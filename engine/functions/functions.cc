@@ -10,32 +10,35 @@ namespace {
 // "_fake_quant_model.onnx" has to fit behind the prefix in a file name of 255 bytes.
 constexpr size_t kMaxPrefix = 233;
 constexpr size_t kMaxComponent = 255;
-}  // namespace
+constexpr size_t kMaxFileName = 254;
 
-absl::StatusOr<SavePath> SavePath::Parse(const std::string& save_path) {
-  auto error = [&](absl::string_view message) {
-    return MakeError(v1::NAME_INVALID, absl::StrCat("save_path '", save_path, "' ", message), {.field = "save_path"});
-  };
-  if (absl::StartsWith(save_path, "/")) {
+absl::Status PathError(const std::string& field, const std::string& path, absl::string_view message) {
+  return MakeError(v1::NAME_INVALID, absl::StrCat(field, " '", path, "' ", message), {.field = field});
+}
+
+// Folder and last component, which may be empty, of a path inside the workspace.
+absl::StatusOr<std::pair<std::string, std::string>> SplitPath(const std::string& field, const std::string& path,
+                                                              size_t max_last) {
+  auto error = [&](absl::string_view message) { return PathError(field, path, message); };
+  if (absl::StartsWith(path, "/")) {
     return error("is absolute; it must be a path inside the workspace");
   }
-  SavePath result;
-  const size_t slash = save_path.rfind('/');
-  result.prefix = slash == std::string::npos ? save_path : save_path.substr(slash + 1);
-  result.folder = slash == std::string::npos ? "" : save_path.substr(0, slash);
-  if (result.prefix.size() > kMaxPrefix) {
-    return error(absl::StrCat("has a prefix of ", result.prefix.size(), " bytes; ", kMaxPrefix, " is the most"));
+  const size_t slash = path.rfind('/');
+  std::string last = slash == std::string::npos ? path : path.substr(slash + 1);
+  std::string folder = slash == std::string::npos ? "" : path.substr(0, slash);
+  if (last.size() > max_last) {
+    return error(absl::StrCat("ends in a name of ", last.size(), " bytes; ", max_last, " is the most"));
   }
   std::vector<std::string> components;
-  if (!result.folder.empty()) {
-    components = absl::StrSplit(result.folder, '/');
+  if (!folder.empty()) {
+    components = absl::StrSplit(folder, '/');
   }
   for (const std::string& component : components) {
     if (component.empty() || component.size() > kMaxComponent) {
       return error("has a folder name that is empty or longer than 255 bytes");
     }
   }
-  components.push_back(result.prefix);
+  components.push_back(last);
   for (const std::string& component : components) {
     if (component == "." || component == "..") {
       return error("must not contain '.' or '..'");
@@ -46,7 +49,14 @@ absl::StatusOr<SavePath> SavePath::Parse(const std::string& save_path) {
       }
     }
   }
-  return result;
+  return std::pair(std::move(folder), std::move(last));
+}
+
+}  // namespace
+
+absl::StatusOr<SavePath> SavePath::Parse(const std::string& save_path) {
+  MP_ASSIGN_OR_RETURN(auto parts, SplitPath("save_path", save_path, kMaxPrefix));
+  return SavePath{.folder = std::move(parts.first), .prefix = std::move(parts.second)};
 }
 
 std::string SavePath::FileName(const std::string& base) const { return prefix.empty() ? base : absl::StrCat(prefix, "_", base); }
@@ -54,5 +64,15 @@ std::string SavePath::FileName(const std::string& base) const { return prefix.em
 std::string SavePath::WorkspaceName(const std::string& file_name) const {
   return folder.empty() ? file_name : absl::StrCat(folder, "/", file_name);
 }
+
+absl::StatusOr<OutputFile> OutputFile::Parse(const std::string& field, const std::string& path) {
+  MP_ASSIGN_OR_RETURN(auto parts, SplitPath(field, path, kMaxFileName));
+  if (parts.second.empty()) {
+    return PathError(field, path, "must be the name of a file");
+  }
+  return OutputFile{.folder = std::move(parts.first), .name = std::move(parts.second)};
+}
+
+std::string OutputFile::WorkspaceName() const { return folder.empty() ? name : absl::StrCat(folder, "/", name); }
 
 }  // namespace modelpress::engine

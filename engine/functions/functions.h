@@ -27,6 +27,16 @@ struct SavePath {
   std::string WorkspaceName(const std::string& file_name) const;
 };
 
+// The name of one file to write, as the documented functions take it: config_file, record_file, modfied_onnx_file.
+struct OutputFile {
+  std::string folder;  // in the workspace; "" is its root
+  std::string name;    // in the folder, 1 to 254 bytes (formats.md, file-name rule)
+
+  // NAME_INVALID, with `field` as the request field that `path` came in by.
+  static absl::StatusOr<OutputFile> Parse(const std::string& field, const std::string& path);
+  std::string WorkspaceName() const;
+};
+
 // A pinned input, for the report.
 struct InputDigest {
   std::string name;
@@ -41,7 +51,9 @@ struct CallContext {
   bool validate_only = false;        // do every check, write nothing
   ReferenceDefects defects;          // what to do as the reference does although it is wrong
   int threads = 1;
-  // Stage ("read", "quantize", "write", "check"), done and total. Called from one thread at a time.
+  // One line for the operator's log.
+  std::function<void(const std::string& line)> log = [](const std::string&) {};
+  // Stage ("read", "calibrate", "quantize", "write", "check", "compare"), done and total. Called from one thread at a time.
   std::function<void(const std::string& stage, uint64_t done, uint64_t total)> progress = [](const std::string&, uint64_t,
                                                                                              uint64_t) {};
 };
@@ -52,6 +64,7 @@ struct SavedModels {
   WrittenFile fake_quant_model;
   std::vector<WrittenFile> external_data;
   WrittenFile report;
+  WrittenFile report_html;  // where it was asked for
   std::string report_json;  // the content of `report`, also when validate_only wrote no file
   std::vector<std::string> warnings;
 };

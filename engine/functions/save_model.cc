@@ -10,9 +10,11 @@
 #include "engine/base/status.h"
 #include "engine/formats/record.h"
 #include "engine/functions/report.h"
+#include "engine/functions/report_html.h"
 #include "engine/graph/graph.h"
 #include "engine/quantize/deploy_check.h"
 #include "engine/quantize/layer_factors.h"
+#include "engine/quantize/modified_model.h"
 #include "engine/quantize/pass.h"
 #include "engine/runtime/load_check.h"
 
@@ -53,33 +55,6 @@ absl::Status CheckOpset(const Model& model, const ReferenceDefects& defects) {
     }
   }
   return absl::OkStatus();
-}
-
-// Takes op_data_type off every node; returns the names of the float16 ones. MODEL_MARKED if a mark of the raw export is left.
-absl::StatusOr<absl::flat_hash_set<std::string>> TakeDataTypes(Model& model) {
-  absl::flat_hash_set<std::string> float16_layers;
-  for (size_t i = 0; i < model.nodes.size(); ++i) {
-    onnx::NodeProto& node = model.nodes[i].proto;
-    const std::string name = node.has_name() ? node.name() : absl::StrCat("node_", i);
-    if (node.op_type() == "QuantIdentity") {
-      return MakeError(
-          v1::MODEL_MARKED,
-          "the model still holds QuantIdentity marks: it is a raw export, not the modified model that quantize_model writes",
-          {.layer = name});
-    }
-    for (int a = node.attribute_size() - 1; a >= 0; --a) {
-      if (node.attribute(a).name() == "op_data_type") {
-        if (node.attribute(a).s() == "float16") {
-          float16_layers.insert(name);
-        }
-        node.mutable_attribute()->DeleteSubrange(a, 1);
-        for (auto& [attribute, tensor] : model.nodes[i].tensors) {
-          attribute -= attribute > a ? 1 : 0;
-        }
-      }
-    }
-  }
-  return float16_layers;
 }
 
 // kernel_shape may be left out where the weight tells it; the reference demands it.
@@ -163,7 +138,8 @@ absl::StatusOr<Model> ReadBack(const OutputFolder& output, const std::string& na
 }  // namespace
 
 absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::string& modified_onnx_file,
-                                      const std::string& record_file, const std::string& save_path) {
+                                      const std::string& record_file, const std::string& save_path,
+                                      const ReportExtension* extension) {
   const ErrorPlace model_place = {.field = kModelField, .file = modified_onnx_file};
   const ErrorPlace record_place = {.field = kRecordField, .file = record_file};
   auto at_model = [&](const absl::Status& status) { return AtPlace(status, model_place); };
@@ -175,6 +151,9 @@ absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::str
   Model model = *std::move(read);
   std::set<std::string> inputs_read(model.external_files.begin(), model.external_files.end());
   inputs_read.insert({modified_onnx_file, record_file});
+  if (extension != nullptr) {
+    inputs_read = extension->inputs;
+  }
 
   SaveStep step;
   step.defects = context.defects;
@@ -201,7 +180,7 @@ absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::str
 
   SavedModels result;
   result.warnings = RecordWarnings(*record, step.factors);
-  nlohmann::ordered_json report = StartReport("save_model", context, inputs_read);
+  nlohmann::ordered_json report = StartReport(extension == nullptr ? "save_model" : extension->function, context, inputs_read);
   report["layers"] = DescribeLayers(graph, step.factors);
 
   // Both models are complete, but for the bytes of big tensors, before anything is written.
@@ -244,6 +223,9 @@ absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::str
     if (!warning.empty()) {
       result.warnings.push_back(warning);
     }
+    if (extension != nullptr) {
+      MP_RETURN_IF_ERROR(extension->extend(written_fake_quant, output->files(), report));
+    }
   }
 
   report["reference_defects"] = context.defects.any();
@@ -269,6 +251,12 @@ absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::str
     MP_RETURN_IF_ERROR(output->AddFile(report_name, result.report_json));
     result.report = output->files().back();
     result.report.name = path.WorkspaceName(report_name);
+    if (extension != nullptr && extension->html) {
+      const std::string html_name = path.FileName("report.html");
+      MP_RETURN_IF_ERROR(output->AddFile(html_name, ReportHtml(report)));
+      result.report_html = output->files().back();
+      result.report_html.name = path.WorkspaceName(html_name);
+    }
     MP_RETURN_IF_ERROR(output->Commit());
   }
   return result;
