@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "onnx/onnx_pb.h"
+#include "tests/golden/files.h"
 
 namespace modelpress::engine {
 namespace {
@@ -23,35 +24,6 @@ const fs::path kGolden = fs::path(MODELPRESS_TEST_DATA) / "golden" / "save";
 // Where the reference is wrong and modelpress, unless asked otherwise, writes something else.
 const std::set<std::string> kDefectCases = {"shared_initializer_handmade", "opset_three_domains_handmade",
                                             "model_metadata_handmade"};
-
-std::string ReadFile(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::ostringstream content;
-  content << stream.rdbuf();
-  return content.str();
-}
-
-// A folder that goes with the test.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (fs::temp_directory_path() / "modelpress-XXXXXX").string();
-    path_ = mkdtemp(name.data());
-  }
-  ~TemporaryFolder() { fs::remove_all(path_); }
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
-
-FileSet FilesIn(const fs::path& folder) {
-  std::map<std::string, std::string> paths;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    paths[entry.path().filename().string()] = entry.path().string();
-  }
-  return FileSet(paths);
-}
 
 struct Parsed {
   onnx::ModelProto model;
