@@ -6,6 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/status.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/names.h"
 #include "server/rpc/unary.h"
@@ -13,15 +15,8 @@
 namespace modelpress::server {
 namespace {
 
-// Files in the folder of a model; more than any model has, few enough to be stored with the job.
+// Files in the folder of a model or of calibration data: few enough to be stored with the job.
 constexpr int kMaxInputFiles = 10'000;
-
-// The longest name that the call may give a file: what CheckPath accepts of it holds for the others. The exact rule for prefixes
-// is the engine's (save.md section 1.1).
-absl::Status CheckSavePath(const std::string& save_path) {
-  const bool names_folder = save_path.empty() || save_path.ends_with('/');
-  return CheckPath(absl::StrCat(save_path, names_folder ? "" : "_", "deploy_model.onnx"), "save_path");
-}
 
 absl::Status CheckOptions(const v1::CallOptions& options) {
   MP_RETURN_IF_ERROR(CheckRequestId(options.request_id(), "options.request_id"));
@@ -32,6 +27,25 @@ absl::Status CheckOptions(const v1::CallOptions& options) {
   return absl::OkStatus();
 }
 
+// The bytes decide whether a request_id was used for the same request, and maps have no order of their own.
+google::protobuf::Any Pack(const google::protobuf::Message& request) {
+  std::string bytes;
+  google::protobuf::io::StringOutputStream stream(&bytes);
+  google::protobuf::io::CodedOutputStream coded(&stream);
+  coded.SetSerializationDeterministic(true);
+  request.SerializeToCodedStream(&coded);
+  coded.Trim();
+  google::protobuf::Any any;
+  any.set_type_url(absl::StrCat("type.googleapis.com/", request.GetTypeName()));
+  any.set_value(std::move(bytes));
+  return any;
+}
+
+std::string FolderOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "" : path.substr(0, slash);
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::string& workspace,
@@ -39,15 +53,17 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::s
   std::map<std::string, FileRow> pinned;
   std::vector<std::string> missing;
   std::string first_field;
+  auto pin_folder = [&](const std::string& folder) -> absl::StatusOr<bool> {
+    MP_ASSIGN_OR_RETURN(std::vector<FileRow> rows, workspaces_.Snapshot(workspace, folder, kMaxInputFiles));
+    for (FileRow& row : rows) {
+      const std::string path = row.path;
+      pinned.emplace(path, std::move(row));
+    }
+    return !rows.empty();
+  };
   for (const Input& input : inputs) {
-    if (input.with_folder) {
-      const size_t slash = input.path.rfind('/');
-      const std::string folder = slash == std::string::npos ? "" : input.path.substr(0, slash);
-      MP_ASSIGN_OR_RETURN(std::vector<FileRow> rows, workspaces_.Snapshot(workspace, folder, kMaxInputFiles));
-      for (FileRow& row : rows) {
-        const std::string path = row.path;
-        pinned.emplace(path, std::move(row));
-      }
+    if (input.kind == InputKind::kModel) {
+      MP_RETURN_IF_ERROR(pin_folder(FolderOf(input.path)).status());
     } else if (!pinned.contains(input.path)) {
       absl::StatusOr<FileRow> row = workspaces_.GetFile(workspace, input.path);
       if (row.ok()) {
@@ -56,7 +72,11 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::s
         return std::move(row).status();
       }
     }
-    if (!pinned.contains(input.path)) {
+    bool found = pinned.contains(input.path) || input.kind == InputKind::kFileIfThere;
+    if (!found && input.kind == InputKind::kFileOrFolder) {
+      MP_ASSIGN_OR_RETURN(found, pin_folder(input.path));
+    }
+    if (!found) {
       missing.push_back(input.path);
       first_field = first_field.empty() ? input.field : first_field;
     }
@@ -76,23 +96,22 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::s
   return files;
 }
 
-absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
-    const std::string& method, const google::protobuf::Message& request, const std::string& workspace_name,
-    const std::string& save_path, const v1::CallOptions& options, const std::vector<Input>& inputs) {
+absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const std::string& method,
+                                                                          const google::protobuf::Message& request,
+                                                                          const std::string& workspace_name,
+                                                                          const v1::CallOptions& options,
+                                                                          const CallFiles& files) {
   MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(workspace_name, "workspace"));
-  for (const Input& input : inputs) {
-    MP_RETURN_IF_ERROR(CheckPath(input.path, input.field));
-  }
-  MP_RETURN_IF_ERROR(CheckSavePath(save_path));
+  MP_RETURN_IF_ERROR(CheckFiles(files));
   MP_RETURN_IF_ERROR(CheckOptions(options));
-  MP_ASSIGN_OR_RETURN(std::vector<v1::File> files, PinInputs(workspace, inputs));
+  MP_ASSIGN_OR_RETURN(std::vector<v1::File> inputs, PinInputs(workspace, files.inputs));
   Job job;
   job.id = ids_.NewId();
-  job.request.PackFrom(request);
+  job.request = Pack(request);
   job.metadata.set_method(method);
   job.metadata.set_workspace(workspace_name);
   job.metadata.set_state(v1::OperationMetadata::PENDING);
-  for (v1::File& file : files) {
+  for (v1::File& file : inputs) {
     *job.metadata.add_inputs() = std::move(file);
   }
   MP_ASSIGN_OR_RETURN(const Job stored, jobs_.Create(job, options.request_id()));
@@ -100,24 +119,46 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
   return ToOperation(stored);
 }
 
-grpc::ServerUnaryReactor* CompressionService::SaveModel(grpc::CallbackServerContext* context, const v1::SaveModelRequest* request,
-                                                        google::longrunning::Operation* operation) {
+template <typename Request>
+grpc::ServerUnaryReactor* CompressionService::Serve(const std::string& method, Context* context, const Request* request,
+                                                    Operation* operation) {
   return ServeUnary(context, calls_, [=, this]() -> absl::Status {
-    MP_ASSIGN_OR_RETURN(*operation, Accept("SaveModel", *request, request->workspace(), request->save_path(), request->options(),
-                                           {{request->modified_onnx_file(), "modified_onnx_file", /*with_folder=*/true},
-                                            {request->record_file(), "record_file", /*with_folder=*/false}}));
+    Request complete = *request;
+    MP_ASSIGN_OR_RETURN(const CallFiles files, FilesOf(complete));
+    MP_ASSIGN_OR_RETURN(*operation, Accept(method, complete, complete.workspace(), complete.options(), files));
     return absl::OkStatus();
   });
 }
 
-grpc::ServerUnaryReactor* CompressionService::SavePruneRetrainModel(grpc::CallbackServerContext* context,
+grpc::ServerUnaryReactor* CompressionService::CreateQuantConfig(Context* context, const v1::CreateQuantConfigRequest* request,
+                                                                Operation* operation) {
+  return Serve("CreateQuantConfig", context, request, operation);
+}
+
+grpc::ServerUnaryReactor* CompressionService::QuantizePreprocess(Context* context, const v1::QuantizePreprocessRequest* request,
+                                                                 Operation* operation) {
+  return Serve("QuantizePreprocess", context, request, operation);
+}
+
+grpc::ServerUnaryReactor* CompressionService::QuantizeModel(Context* context, const v1::QuantizeModelRequest* request,
+                                                            Operation* operation) {
+  return Serve("QuantizeModel", context, request, operation);
+}
+
+grpc::ServerUnaryReactor* CompressionService::Calibrate(Context* context, const v1::CalibrateRequest* request,
+                                                        Operation* operation) {
+  return Serve("Calibrate", context, request, operation);
+}
+
+grpc::ServerUnaryReactor* CompressionService::SaveModel(Context* context, const v1::SaveModelRequest* request,
+                                                        Operation* operation) {
+  return Serve("SaveModel", context, request, operation);
+}
+
+grpc::ServerUnaryReactor* CompressionService::SavePruneRetrainModel(Context* context,
                                                                     const v1::SavePruneRetrainModelRequest* request,
-                                                                    google::longrunning::Operation* operation) {
-  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
-    MP_ASSIGN_OR_RETURN(*operation, Accept("SavePruneRetrainModel", *request, request->workspace(), request->save_path(),
-                                           request->options(), {{request->model(), "model", /*with_folder=*/true}}));
-    return absl::OkStatus();
-  });
+                                                                    Operation* operation) {
+  return Serve("SavePruneRetrainModel", context, request, operation);
 }
 
 }  // namespace modelpress::server

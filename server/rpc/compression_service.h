@@ -8,6 +8,7 @@
 #include "server/base/clock.h"
 #include "server/jobs/job_events.h"
 #include "server/jobs/job_store.h"
+#include "server/rpc/call_files.h"
 #include "server/rpc/calls.h"
 #include "server/workspaces/workspace_store.h"
 
@@ -21,23 +22,23 @@ class CompressionService final : public v1::Compression::CallbackService {
   CompressionService(WorkspaceStore& workspaces, JobStore& jobs, JobEvents& events, IdGenerator& ids, Calls& calls)
       : workspaces_(workspaces), jobs_(jobs), events_(events), ids_(ids), calls_(calls) {}
 
-  grpc::ServerUnaryReactor* SaveModel(grpc::CallbackServerContext* context, const v1::SaveModelRequest* request,
-                                      google::longrunning::Operation* operation) override;
-  grpc::ServerUnaryReactor* SavePruneRetrainModel(grpc::CallbackServerContext* context,
-                                                  const v1::SavePruneRetrainModelRequest* request,
-                                                  google::longrunning::Operation* operation) override;
+  using Operation = google::longrunning::Operation;
+  using Reactor = grpc::ServerUnaryReactor;
+  using Context = grpc::CallbackServerContext;
+
+  Reactor* CreateQuantConfig(Context* context, const v1::CreateQuantConfigRequest* request, Operation* operation) override;
+  Reactor* QuantizePreprocess(Context* context, const v1::QuantizePreprocessRequest* request, Operation* operation) override;
+  Reactor* QuantizeModel(Context* context, const v1::QuantizeModelRequest* request, Operation* operation) override;
+  Reactor* Calibrate(Context* context, const v1::CalibrateRequest* request, Operation* operation) override;
+  Reactor* SaveModel(Context* context, const v1::SaveModelRequest* request, Operation* operation) override;
+  Reactor* SavePruneRetrainModel(Context* context, const v1::SavePruneRetrainModelRequest* request,
+                                 Operation* operation) override;
 
  private:
-  // A file that the call reads: the path and the request field that gave it.
-  struct Input {
-    std::string path;
-    std::string field;
-    bool with_folder;  // everything in its folder as well, where external data lies
-  };
-
-  absl::StatusOr<google::longrunning::Operation> Accept(const std::string& method, const google::protobuf::Message& request,
-                                                        const std::string& workspace_name, const std::string& save_path,
-                                                        const v1::CallOptions& options, const std::vector<Input>& inputs);
+  template <typename Request>
+  Reactor* Serve(const std::string& method, Context* context, const Request* request, Operation* operation);
+  absl::StatusOr<Operation> Accept(const std::string& method, const google::protobuf::Message& request,
+                                   const std::string& workspace_name, const v1::CallOptions& options, const CallFiles& files);
   absl::StatusOr<std::vector<v1::File>> PinInputs(const std::string& workspace, const std::vector<Input>& inputs);
 
   WorkspaceStore& workspaces_;

@@ -16,13 +16,12 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "engine/base/status.h"
-#include "engine/functions/save_model.h"
-#include "engine/functions/save_prune_retrain_model.h"
+#include "engine/functions/functions.h"
 #include "engine/runtime/load_check.h"
 #include "google/protobuf/io/zero_copy_stream_impl.h"
 #include "google/protobuf/util/delimited_message_util.h"
-#include "modelpress/v1/compression.pb.h"
 #include "server/rpc/status.h"
+#include "server/worker/dispatch.h"
 #include "server/worker/run_protocol.h"
 #include "server/worker/run_protocol.pb.h"
 
@@ -77,54 +76,6 @@ class ProgressReporter {
   std::string stage_;
   absl::Time next_ = absl::InfinitePast();
 };
-
-void FillFile(const engine::WrittenFile& written, v1::File& file, RunResult& result) {
-  file.set_name(written.name);
-  RunResult::Output& output = *result.add_outputs();
-  output.set_name(written.name);
-  output.set_sha256(written.sha256);
-  output.set_size_bytes(written.size);
-}
-
-// The responses of the functions that save models have the same fields. With validate_only no file was written and none is named.
-template <typename Response>
-RunResult SavedResult(const engine::SavedModels& saved, bool validate_only) {
-  RunResult result;
-  Response response;
-  if (!validate_only) {
-    FillFile(saved.deploy_model, *response.mutable_deploy_model(), result);
-    FillFile(saved.fake_quant_model, *response.mutable_fake_quant_model(), result);
-    for (const engine::WrittenFile& file : saved.external_data) {
-      FillFile(file, *response.add_external_data(), result);
-    }
-    FillFile(saved.report, *response.mutable_report(), result);
-  }
-  result.mutable_response()->PackFrom(response);
-  for (const std::string& warning : saved.warnings) {
-    result.add_warnings(warning);
-  }
-  return result;
-}
-
-absl::StatusOr<RunResult> Dispatch(const google::protobuf::Any& any, engine::CallContext& context) {
-  auto use = [&context](const v1::CallOptions& options) {
-    context.validate_only = options.validate_only();
-    context.defects = options.reference_defects() ? engine::ReferenceDefects::All() : engine::ReferenceDefects();
-  };
-  if (v1::SaveModelRequest request; any.UnpackTo(&request)) {
-    use(request.options());
-    MP_ASSIGN_OR_RETURN(const engine::SavedModels saved,
-                        engine::SaveModel(context, request.modified_onnx_file(), request.record_file(), request.save_path()));
-    return SavedResult<v1::SaveModelResponse>(saved, context.validate_only);
-  }
-  if (v1::SavePruneRetrainModelRequest request; any.UnpackTo(&request)) {
-    use(request.options());
-    MP_ASSIGN_OR_RETURN(const engine::SavedModels saved,
-                        engine::SavePruneRetrainModel(context, request.model(), request.save_path()));
-    return SavedResult<v1::SavePruneRetrainModelResponse>(saved, context.validate_only);
-  }
-  return MakeError(v1::INTERNAL_ERROR, absl::StrCat("this engine does not know requests of type ", any.type_url()));
-}
 
 RunResult Serve(const RunSpec& spec, const EventPipe& events) {
   std::map<std::string, std::string> paths;

@@ -192,7 +192,7 @@ absl::StatusOr<std::vector<FileRow>> SqliteWorkspaceStore::Snapshot(const std::s
   }));
   if (files.size() > static_cast<size_t>(std::max(max_files, 0))) {
     return MakeError(v1::MODEL_LIMIT, absl::StrCat("workspaces/", workspace, "/files/", first, " holds more than ", max_files,
-                                                   " files; keep the model in a folder of its own"));
+                                                   " files; keep models and calibration data in folders of their own"));
   }
   return files;
 }
