@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -11,6 +14,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
@@ -97,6 +104,55 @@ absl::Duration ToDuration(const std::string& text) {
   return absl::ParseDuration(text, &duration) ? duration : absl::ZeroDuration();
 }
 
+// A number at `key` of an object; nothing if either is missing.
+std::optional<double> NumberAt(const json& object, const std::string& key) {
+  return object.is_object() && object.contains(key) && object[key].is_number() ? std::optional(object[key].get<double>())
+                                                                               : std::nullopt;
+}
+
+// ", SQNR 23.4 dB" or "" where the report does not have it.
+std::string SqnrText(const json& error) {
+  const std::optional<double> sqnr = NumberAt(error, "sqnr_db");
+  return sqnr.has_value() ? absl::StrFormat(" SQNR %.1f dB", *sqnr) : "";
+}
+
+// What a report (docs/report.md) says in short: sizes, the outputs' errors, the layers that lose most. Keys may be missing.
+std::vector<std::string> SummaryLines(const json& report) {
+  constexpr size_t kWorstLayers = 3;
+  std::vector<std::string> lines;
+  if (!report.is_object()) {
+    return lines;
+  }
+  const json sizes = report.value("sizes", json::object());
+  const std::optional<double> before = NumberAt(sizes, "model_bytes");
+  const std::optional<double> after = NumberAt(sizes, "deploy_bytes");
+  if (before.has_value() && after.has_value() && *before > 0) {
+    lines.push_back(absl::StrFormat("size: %s -> %s (%.0f %%)", FormatBytes(static_cast<uint64_t>(*before)),
+                                    FormatBytes(static_cast<uint64_t>(*after)), 100 * *after / *before));
+  }
+  for (const json& output : report.value("outputs_error", json::array())) {
+    if (output.is_object() && output.contains("name") && output["name"].is_string()) {
+      lines.push_back(absl::StrCat("output ", output["name"].get<std::string>(), ":", SqnrText(output)));
+    }
+  }
+  std::map<std::string, json> errors;  // layer -> error
+  for (const json& layer : report.value("layers", json::array())) {
+    if (layer.is_object() && layer.contains("error") && layer.contains("name") && layer["name"].is_string()) {
+      errors[layer["name"].get<std::string>()] = layer["error"];
+    }
+  }
+  std::vector<std::string> worst;
+  for (const json& name : report.value("worst_first", json::array())) {
+    if (name.is_string() && worst.size() < kWorstLayers) {
+      worst.push_back(name.get<std::string>() + SqnrText(errors[name.get<std::string>()]));
+    }
+  }
+  if (!worst.empty()) {
+    lines.push_back(absl::StrCat("largest errors: ", absl::StrJoin(worst, ", ")));
+  }
+  return lines;
+}
+
 class Cli {
  public:
   Cli(const CliStreams& streams, const std::stop_token& stop)
@@ -110,6 +166,7 @@ class Cli {
         ->check(CLI::IsMember({"text", "json"}))
         ->capture_default_str();
     app_.add_flag("--quiet,-q", quiet_, "no progress and no warnings");
+    AddPostTrainingCommands();
     AddSaveCommands();
     AddWorkspaceCommands();
     AddFileCommands();
@@ -163,34 +220,214 @@ class Cli {
     return group;
   }
 
-  void AddSaveCommands() {
-    CLI::App* save = AddCommand(app_, "save_model", "write the deploy and fake-quant models of a calibrated model", [this] {
-      return Save([this](Client& client, const LocalCallOptions& options) {
-        return SaveModelOnLocalPaths(client, model_, record_file_, save_path_, options);
-      });
+  // A command that runs one of the documented functions on local paths. `request` is a member, filled by the command's options.
+  template <typename Request>
+  CLI::App* AddFunction(const std::string& name, const std::string& help, Request& request,
+                        absl::StatusOr<LocalCallResult> (*function)(Client&, Request, const LocalCallOptions&)) {
+    CLI::App* command = AddCommand(app_, name, help, [this, &request, function] {
+      return RunFunction(
+          [&request, function](Client& client, const LocalCallOptions& options) { return function(client, request, options); });
     });
-    save->add_option("--modfied_onnx_file,--modified_onnx_file", model_, "the modified ONNX model")->required();
-    save->add_option("--record_file", record_file_, "the record file of its quantization factors")->required();
-    AddSaveOptions(*save);
-    CLI::App* prune = AddCommand(app_, "save_prune_retrain_model", "write a pruned or 2:4 sparse model under both names", [this] {
-      return Save([this](Client& client, const LocalCallOptions& options) {
-        return SavePruneRetrainModelOnLocalPaths(client, model_, save_path_, options);
-      });
-    });
-    prune->add_option("--model", model_, "the exported ONNX model")->required();
-    AddSaveOptions(*prune);
+    AddCallOptions(*command);
+    return command;
   }
 
-  void AddSaveOptions(CLI::App& command) {
-    command.add_option("--save_path", save_path_, "prefix of the results: out/model gives out/model_deploy_model.onnx")
-        ->required();
+  void AddPostTrainingCommands() {
+    CLI::App* config = AddFunction("create_quant_config", "write the configuration of post-training quantization", create_config_,
+                                   CreateQuantConfigOnLocalPaths);
+    AddField(*config, "config_file", create_config_, "the JSON configuration to write")->required();
+    AddField(*config, "model", create_config_, "the ONNX model")->required();
+    AddArguments(*config, create_config_);
+    AddField(*config, "module_manifest", create_config_, "JSON that names the model's modules (docs/cli.md)");
+    config->add_flag_callback(
+        "--kv_cache,--kv-cache", [this] { create_config_.set_kv_cache(true); }, "configure key-value caches instead");
+    AddField(*config, "kv_cache_layers", create_config_, "the layers with key-value caches: a,b");
+
+    CLI::App* preprocess = AddFunction("quantize_preprocess", "write the balance factors of the layers that are balanced",
+                                       preprocess_, QuantizePreprocessOnLocalPaths);
+    AddField(*preprocess, "config_file", preprocess_, "the JSON configuration")->required();
+    AddField(*preprocess, "record_file", preprocess_, "the record file to write")->required();
+    AddField(*preprocess, "model", preprocess_, "the ONNX model")->required();
+    AddData(*preprocess, preprocess_)->required();
+    AddField(*preprocess, "module_manifest", preprocess_, "JSON that names the model's modules");
+
+    CLI::App* quantize =
+        AddFunction("quantize_model", "write the modified model and its record file", quantize_model_, QuantizeModelOnLocalPaths);
+    AddField(*quantize, "config_file", quantize_model_, "the JSON configuration; may be absent with --save_path");
+    AddField(*quantize, "modified_onnx_file", quantize_model_, "the modified model to write", "--modfied_onnx_file");
+    AddField(*quantize, "record_file", quantize_model_, "the record file to write; read before if it is there");
+    AddField(*quantize, "model", quantize_model_, "the ONNX model")->required();
+    AddField(*quantize, "input_names", quantize_model_, "new names for the inputs: a,b");
+    AddField(*quantize, "output_names", quantize_model_, "new names for the outputs: a,b");
+    AddDynamicAxes(*quantize, quantize_model_);
+    AddField(*quantize, "module_manifest", quantize_model_, "JSON that names the model's modules");
+    AddData(*quantize, quantize_model_);
+    AddSampleData(*quantize, quantize_model_);
+    AddField(*quantize, "save_path", quantize_model_, "also save, as save_model does: out/model");
+    AddArguments(*quantize, quantize_model_);
+
+    CLI::App* calibrate = AddFunction("calibrate", "complete the record file with the factors of the activations", calibrate_,
+                                      CalibrateOnLocalPaths);
+    AddField(*calibrate, "modified_onnx_file", calibrate_, "the modified model of quantize_model", "--modfied_onnx_file");
+    AddField(*calibrate, "record_file", calibrate_, "its record file, which is replaced")->required();
+    AddField(*calibrate, "config_file", calibrate_, "the JSON configuration")->required();
+    AddField(*calibrate, "model", calibrate_, "the model given to quantize_model: for RNN layers and key-value caches");
+    AddData(*calibrate, calibrate_)->required();
+    AddField(*calibrate, "module_manifest", calibrate_, "JSON that names the model's modules");
+
+    AddQuantizeCommand();
+  }
+
+  // From a float model to everything, in one call.
+  void AddQuantizeCommand() {
+    CLI::App* command = AddCommand(app_, "quantize", "calibrate and quantize a model: all steps in one", [this] {
+      return RunFunction(
+          [this](Client& client, const LocalCallOptions& options) -> absl::StatusOr<LocalCallResult> {
+            quantize_.set_save_path(QuantizeSavePath());
+            return QuantizeModelOnLocalPaths(client, quantize_, options);
+          },
+          [this](const LocalCallResult& result) { PrintSummary(result); });
+    });
+    AddCallOptions(*command);
+    AddField(*command, "model", quantize_, "the ONNX model", "model")->required();
+    AddData(*command, quantize_)->required();
+    command->add_option("-o,--save_path,--save-path", save_path_,
+                        "folder (out/, or one that exists) or prefix (out/name) of the results; default: the current folder");
+    AddField(*command, "config_file", quantize_, "a JSON configuration; default: one is made");
+    AddArguments(*command, quantize_);
+    AddField(*command, "module_manifest", quantize_, "JSON that names the model's modules");
+  }
+
+  void AddSaveCommands() {
+    CLI::App* save = AddFunction("save_model", "write the deploy and fake-quant models of a calibrated model", save_model_,
+                                 SaveModelOnLocalPaths);
+    AddField(*save, "modified_onnx_file", save_model_, "the modified ONNX model", "--modfied_onnx_file")->required();
+    AddField(*save, "record_file", save_model_, "the record file of its quantization factors")->required();
+    CLI::App* prune = AddFunction("save_prune_retrain_model", "write a pruned or 2:4 sparse model under both names", save_prune_,
+                                  SavePruneRetrainModelOnLocalPaths);
+    AddField(*prune, "model", save_prune_, "the exported ONNX model")->required();
+    const std::string help = "prefix of the results: out/model gives out/model_deploy_model.onnx";
+    AddField(*save, "save_path", save_model_, help)->required();
+    AddField(*prune, "save_path", save_prune_, help)->required();
+  }
+
+  // ---- options
+
+  // "--config_file,--config-file": both spellings of a documented name.
+  static std::string Spellings(const std::string& name) {
+    const std::string dashed = absl::StrReplaceAll(name, {{"_", "-"}});
+    return dashed == name ? absl::StrCat("--", name) : absl::StrCat("--", name, ",--", dashed);
+  }
+
+  // An option for a field of `message`: a string, a number, or strings separated by commas. `other` is one more name; one without
+  // dashes makes it an argument.
+  static CLI::Option* AddField(CLI::App& command, const std::string& field, google::protobuf::Message& message,
+                               const std::string& help, const std::string& other = "") {
+    const google::protobuf::FieldDescriptor* descriptor = message.GetDescriptor()->FindFieldByName(field);
+    const google::protobuf::Reflection* reflection = message.GetReflection();
+    std::string names = Spellings(field);
+    if (!other.empty()) {
+      names = other.starts_with('-') ? absl::StrCat(other, ",", names) : other;
+    }
+    if (descriptor->is_repeated()) {
+      return command
+          .add_option_function<std::vector<std::string>>(
+              names,
+              [&message, reflection, descriptor](const std::vector<std::string>& values) {
+                for (const std::string& value : values) {
+                  reflection->AddString(&message, descriptor, value);
+                }
+              },
+              help)
+          ->delimiter(',')
+          ->allow_extra_args(false);
+    }
+    if (descriptor->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_UINT32) {
+      return command.add_option_function<uint32_t>(
+          names,
+          [&message, reflection, descriptor](const uint32_t& value) { reflection->SetUInt32(&message, descriptor, value); },
+          help);
+    }
+    return command.add_option_function<std::string>(
+        names,
+        [&message, reflection, descriptor](const std::string& value) { reflection->SetString(&message, descriptor, value); },
+        help);
+  }
+
+  // What a configuration is made of.
+  template <typename Request>
+  void AddArguments(CLI::App& command, Request& request) {
+    AddField(command, "skip_layers", request, "layers to leave alone: a,b");
+    AddField(command, "batch_num", request, "batches to calibrate with");
+    command.add_flag_function(
+        "--activation_offset,--activation-offset,!--no-activation_offset,!--no-activation-offset",
+        [&request](int64_t count) { request.set_activation_offset(count > 0); }, "asymmetric activations (default), or not");
+    AddField(command, "config_definition", request, "a simple configuration (.cfg) instead of these three",
+             "--config_defination");
+  }
+
+  template <typename Request>
+  CLI::Option* AddData(CLI::App& command, Request& request) {
+    CLI::Option* data = command.add_option_function<std::string>(
+        "--calibration_data,--calibration-data",
+        [&request](const std::string& path) { request.mutable_calibration_data()->set_path(path); },
+        "an .npz, .npy or .pb file, or a folder of them");
+    command
+        .add_option_function<uint32_t>(
+            "--batch_size,--batch-size",
+            [&request](const uint32_t& size) { request.mutable_calibration_data()->set_batch_size(size); },
+            "samples per batch, where an array holds many")
+        ->needs(data);
+    return data;
+  }
+
+  static void AddSampleData(CLI::App& command, v1::QuantizeModelRequest& request) {
+    command.add_option_function<std::string>(
+        "--input_data,--input-data", [&request](const std::string& path) { request.mutable_sample_data()->set_path(path); },
+        "one batch for AdaRound; default: the first one of the calibration data");
+  }
+
+  static void AddDynamicAxes(CLI::App& command, v1::QuantizeModelRequest& request) {
+    command
+        .add_option_function<std::vector<std::string>>(
+            "--dynamic_axes,--dynamic-axes",
+            [&request](const std::vector<std::string>& values) {
+              for (const std::string& value : values) {
+                ParseDynamicAxes(value, request);
+              }
+            },
+            "axes of any size, NAME:AXIS[=LABEL],...: input:0=batch,2")
+        ->allow_extra_args(false);
+  }
+
+  static void ParseDynamicAxes(const std::string& text, v1::QuantizeModelRequest& request) {
+    const size_t colon = text.rfind(':');  // names of tensors may hold colons
+    if (colon == std::string::npos || colon == 0) {
+      throw CLI::ValidationError("--dynamic_axes", absl::StrCat("'", text, "' is not NAME:AXIS[=LABEL],..."));
+    }
+    auto& labels = *(*request.mutable_dynamic_axes())[text.substr(0, colon)].mutable_labels();
+    for (const std::string& part : std::vector<std::string>(absl::StrSplit(text.substr(colon + 1), ','))) {
+      const std::pair<std::string, std::string> axis_label = absl::StrSplit(part, absl::MaxSplits('=', 1));
+      int axis = 0;
+      if (!absl::SimpleAtoi(axis_label.first, &axis) || axis < 0) {
+        throw CLI::ValidationError("--dynamic_axes",
+                                   absl::StrCat("'", part, "' in '", text, "' is no axis: a number from 0, or NUMBER=LABEL"));
+      }
+      labels[axis] = axis_label.second;
+    }
+  }
+
+  // What every function takes besides its own parameters.
+  void AddCallOptions(CLI::App& command) {
     CLI::Option* workspace =
         command.add_option("--workspace", workspace_, "use this workspace and keep it; default: a temporary one");
-    command.add_flag("--reference_defects", reference_defects_, "bring back the bytes of the reference where it is wrong")
+    command
+        .add_flag(Spellings("reference_defects"), reference_defects_, "bring back the bytes of the reference where it is wrong")
         ->envname("MODELPRESS_REFERENCE_DEFECTS");
-    CLI::Option* validate = command.add_flag("--validate_only", validate_only_, "do every check and write no file");
-    command.add_option("--request_id", request_id_, "a UUID; the same request with the same id runs only once")->needs(workspace);
-    command.add_option("--execution_timeout", execution_timeout_, "limit of the operation's run, e.g. 90s or 5m")
+    CLI::Option* validate = command.add_flag(Spellings("validate_only"), validate_only_, "do every check and write no file");
+    command.add_option(Spellings("request_id"), request_id_, "a UUID; the same request with the same id runs only once")
+        ->needs(workspace);
+    command.add_option(Spellings("execution_timeout"), execution_timeout_, "limit of the operation's run, e.g. 90s or 5m")
         ->check(CLI::Validator(CheckDuration, "DURATION"));
     command.add_flag("--no-wait", no_wait_, "print the operation's name and leave")->needs(workspace)->excludes(validate);
   }
@@ -274,7 +511,9 @@ class Cli {
     return action(*client);
   }
 
-  absl::Status Save(const std::function<absl::StatusOr<LocalCallResult>(Client&, const LocalCallOptions&)>& function) {
+  // `show` adds to what is told in text.
+  absl::Status RunFunction(const std::function<absl::StatusOr<LocalCallResult>(Client&, const LocalCallOptions&)>& function,
+                           const std::function<void(const LocalCallResult&)>& show = {}) {
     LocalCallOptions options;
     options.workspace = std::string(absl::StripPrefix(workspace_, "workspaces/"));
     options.call.set_request_id(request_id_);
@@ -308,9 +547,34 @@ class Cli {
         for (const std::string& file : result.files) {
           streams_.out << file << std::endl;
         }
+        if (show && !quiet_) {
+          show(result);
+        }
       }
       return absl::OkStatus();
     });
+  }
+
+  // -o of `quantize` as a save_path: a folder gets the model's name as prefix.
+  std::string QuantizeSavePath() const {
+    std::error_code error;
+    const bool folder = save_path_.empty() || save_path_.back() == '/' || std::filesystem::is_directory(save_path_, error);
+    if (!folder) {
+      return save_path_;
+    }
+    return std::filesystem::path(save_path_) / std::filesystem::path(quantize_.model()).stem();
+  }
+
+  // What the report says in short, to stderr like everything that is no path.
+  void PrintSummary(const LocalCallResult& result) const {
+    auto report = std::ranges::find_if(result.files, [](const std::string& file) { return file.ends_with("report.json"); });
+    if (report == result.files.end()) {
+      return;
+    }
+    std::ifstream file(*report);
+    for (const std::string& line : SummaryLines(json::parse(file, nullptr, /*allow_exceptions=*/false))) {
+      streams_.err << Printable(line) << std::endl;
+    }
   }
 
   TransferOptions Transfer(CallProgress::Phase phase) {
@@ -459,8 +723,13 @@ class Cli {
   std::string target_ = "localhost:50051";
   std::string output_ = "text";
   bool quiet_ = false;
-  std::string model_;
-  std::string record_file_;
+  v1::CreateQuantConfigRequest create_config_;
+  v1::QuantizePreprocessRequest preprocess_;
+  v1::QuantizeModelRequest quantize_model_;
+  v1::CalibrateRequest calibrate_;
+  v1::QuantizeModelRequest quantize_;
+  v1::SaveModelRequest save_model_;
+  v1::SavePruneRetrainModelRequest save_prune_;
   std::string save_path_;
   std::string workspace_;
   bool reference_defects_ = false;

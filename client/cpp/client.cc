@@ -382,18 +382,38 @@ absl::Status Client::ReceiveBytes(Reception& reception, const TransferOptions& o
 
 // ---- compression and operations ---------------------------------------------------------------------------------------------
 
-absl::StatusOr<Operation> Client::SaveModel(v1::SaveModelRequest request) {
+template <typename Request>
+absl::StatusOr<Operation> Client::Start(grpc::Status (v1::Compression::StubInterface::*method)(grpc::ClientContext*,
+                                                                                               const Request&, Operation*),
+                                        Request request) {
   if (request.options().request_id().empty()) {
     request.mutable_options()->set_request_id(options_.new_uuid());
   }
-  return Call(*compression_, &v1::Compression::StubInterface::SaveModel, request);
+  return Call(*compression_, method, request);
+}
+
+absl::StatusOr<Operation> Client::CreateQuantConfig(v1::CreateQuantConfigRequest request) {
+  return Start(&v1::Compression::StubInterface::CreateQuantConfig, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::QuantizePreprocess(v1::QuantizePreprocessRequest request) {
+  return Start(&v1::Compression::StubInterface::QuantizePreprocess, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::QuantizeModel(v1::QuantizeModelRequest request) {
+  return Start(&v1::Compression::StubInterface::QuantizeModel, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::Calibrate(v1::CalibrateRequest request) {
+  return Start(&v1::Compression::StubInterface::Calibrate, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::SaveModel(v1::SaveModelRequest request) {
+  return Start(&v1::Compression::StubInterface::SaveModel, std::move(request));
 }
 
 absl::StatusOr<Operation> Client::SavePruneRetrainModel(v1::SavePruneRetrainModelRequest request) {
-  if (request.options().request_id().empty()) {
-    request.mutable_options()->set_request_id(options_.new_uuid());
-  }
-  return Call(*compression_, &v1::Compression::StubInterface::SavePruneRetrainModel, request);
+  return Start(&v1::Compression::StubInterface::SavePruneRetrainModel, std::move(request));
 }
 
 absl::StatusOr<Operation> Client::GetOperation(const std::string& name) {

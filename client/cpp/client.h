@@ -83,6 +83,10 @@ class Client {
                                     const TransferOptions& options);
 
   // ---- compression. An empty options.request_id is filled in, so that a retry cannot start a second operation.
+  absl::StatusOr<google::longrunning::Operation> CreateQuantConfig(v1::CreateQuantConfigRequest request);
+  absl::StatusOr<google::longrunning::Operation> QuantizePreprocess(v1::QuantizePreprocessRequest request);
+  absl::StatusOr<google::longrunning::Operation> QuantizeModel(v1::QuantizeModelRequest request);
+  absl::StatusOr<google::longrunning::Operation> Calibrate(v1::CalibrateRequest request);
   absl::StatusOr<google::longrunning::Operation> SaveModel(v1::SaveModelRequest request);
   absl::StatusOr<google::longrunning::Operation> SavePruneRetrainModel(v1::SavePruneRetrainModelRequest request);
 
@@ -100,6 +104,10 @@ class Client {
   template <typename Stub, typename Request, typename Response>
   absl::StatusOr<Response> Call(Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
                                 const Request& request, const std::stop_token& stop = {}, absl::Duration extra_time = {});
+  template <typename Request>
+  absl::StatusOr<google::longrunning::Operation> Start(grpc::Status (v1::Compression::StubInterface::*method)(
+                                                           grpc::ClientContext*, const Request&, google::longrunning::Operation*),
+                                                       Request request);
   absl::Status Connected();
   // One stream each, from where `upload` or `file` stands; UNAVAILABLE if it is worth another one.
   absl::Status SendBytes(const InputFile& file, v1::Upload& upload, const TransferOptions& options);

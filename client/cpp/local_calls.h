@@ -34,20 +34,27 @@ struct LocalCallOptions {
 struct LocalCallResult {
   google::longrunning::Operation operation = {};
   std::string workspace = {};           // the kept one; empty: it was temporary
-  std::vector<std::string> files = {};  // absolute paths written: deploy, fake_quant, external data, report
+  std::vector<std::string> files = {};  // absolute paths written, in the order of the response's fields
   std::vector<std::string> warnings = {};
 };
 
-// save_model(modfied_onnx_file, record_file, save_path), save.md sections 1 and 1.1. The model's external data files are
-// found and sent along. All results arrive under temporary names before the first one gets its final name; a failure
-// leaves no file. In errors the server's file names are replaced by the local paths.
-absl::StatusOr<LocalCallResult> SaveModelOnLocalPaths(Client& client, const std::string& modified_onnx_file,
-                                                      const std::string& record_file, const std::string& save_path,
+// All of these take the request with paths of this machine in place of paths in the workspace, and without `workspace` and
+// `options`. Models travel with their external data files, calibration data is a file or a folder of files (everything below it
+// but hidden files). All results arrive under temporary names before the first one gets its final name; a failure leaves no file.
+// In errors the server's file names are replaced by the local paths.
+absl::StatusOr<LocalCallResult> CreateQuantConfigOnLocalPaths(Client& client, v1::CreateQuantConfigRequest request,
+                                                              const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> QuantizePreprocessOnLocalPaths(Client& client, v1::QuantizePreprocessRequest request,
+                                                               const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> QuantizeModelOnLocalPaths(Client& client, v1::QuantizeModelRequest request,
+                                                          const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> CalibrateOnLocalPaths(Client& client, v1::CalibrateRequest request,
                                                       const LocalCallOptions& options);
-
-// save_prune_retrain_model for a model that is exported already; otherwise as above.
-absl::StatusOr<LocalCallResult> SavePruneRetrainModelOnLocalPaths(Client& client, const std::string& model,
-                                                                  const std::string& save_path, const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> SaveModelOnLocalPaths(Client& client, v1::SaveModelRequest request,
+                                                      const LocalCallOptions& options);
+// For a model that is exported already.
+absl::StatusOr<LocalCallResult> SavePruneRetrainModelOnLocalPaths(Client& client, v1::SavePruneRetrainModelRequest request,
+                                                                  const LocalCallOptions& options);
 
 }  // namespace modelpress::client
 

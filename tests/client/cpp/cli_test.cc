@@ -177,5 +177,93 @@ TEST_F(CliTest, InterruptedIs130) {
   EXPECT_THAT(server_.state().workspaces, testing::IsEmpty());
 }
 
+TEST_F(CliTest, PostTrainingCommandsPassTheirParametersOn) {
+  const std::string cfg = WriteFile(folder_ / "s.cfg", "batch_num: 1");
+  const std::string manifest = WriteFile(folder_ / "modules.json", "{}");
+  const std::string data = WriteFile(folder_ / "x.npz", "x");
+  const std::string config = folder_ / "c.json";
+  TestServer::State& state = server_.state();
+  ASSERT_EQ(Run({"create_quant_config", "--config_file=" + config, "--model", model_, "--skip_layers=conv1,fc", "--skip-layers",
+                 "conv2", "--batch_num=4", "--no-activation_offset", "--module-manifest", manifest, "--kv_cache",
+                 "--kv_cache_layers=k,v", "-q"}),
+            0)
+      << err_.str();
+  EXPECT_EQ(out_.str(), config + "\n");
+  EXPECT_THAT(state.config_request.skip_layers(), testing::ElementsAre("conv1", "fc", "conv2"));
+  EXPECT_EQ(state.config_request.batch_num(), 4);
+  EXPECT_TRUE(state.config_request.has_activation_offset());
+  EXPECT_FALSE(state.config_request.activation_offset());
+  EXPECT_TRUE(state.config_request.kv_cache());
+  EXPECT_THAT(state.config_request.kv_cache_layers(), testing::ElementsAre("k", "v"));
+  for (const char* name : {"--config_defination=", "--config_definition=", "--config-definition="}) {
+    ASSERT_EQ(Run({"create_quant_config", "--config-file=" + config, "--model", model_, name + cfg, "-q"}), 0) << err_.str();
+    EXPECT_EQ(state.config_request.config_definition(), "config_definition/s.cfg");
+    EXPECT_FALSE(state.config_request.has_activation_offset());
+  }
+
+  ASSERT_EQ(Run({"quantize_preprocess", "--config_file", config, "--record_file", record_, "--model", model_,
+                 "--calibration-data", data, "--batch_size=2", "-q"}),
+            0)
+      << err_.str();
+  EXPECT_EQ(state.preprocess_request.calibration_data().batch_size(), 2);
+
+  ASSERT_EQ(Run({"quantize_model", "--config_file", config, "--modfied_onnx_file", folder_ / "mod.onnx", "--record_file", record_,
+                 "--model", model_, "--input_names=a,b", "--output_names", "y", "--dynamic_axes=a:0=batch,2",
+                 "--dynamic_axes=x:0:1=w", "--input_data", data, "--reference_defects", "-q"}),
+            0)
+      << err_.str();
+  const v1::QuantizeModelRequest& quantize = state.quantize_request;
+  EXPECT_THAT(quantize.input_names(), testing::ElementsAre("a", "b"));
+  EXPECT_EQ(quantize.dynamic_axes().at("a").labels().at(0), "batch");
+  EXPECT_EQ(quantize.dynamic_axes().at("a").labels().at(2), "");
+  EXPECT_EQ(quantize.dynamic_axes().at("x:0").labels().at(1), "w");
+  EXPECT_TRUE(quantize.has_sample_data());
+  EXPECT_FALSE(quantize.has_calibration_data());
+  EXPECT_FALSE(quantize.has_activation_offset());
+  EXPECT_TRUE(quantize.options().reference_defects());
+
+  ASSERT_EQ(Run({"calibrate", "--config_file", config, "--modfied_onnx_file", model_, "--record_file", record_, "--model", model_,
+                 "--calibration_data", data, "-q"}),
+            0)
+      << err_.str();
+  EXPECT_EQ(state.calibrate_request.model(), "model/m.onnx");
+
+  for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
+           {"create_quant_config", "--model", model_},
+           {"create_quant_config", "--config_file", config, "--model", model_, "--batch_num=-1"},
+           {"quantize_preprocess", "--config_file", config, "--record_file", record_, "--model", model_},
+           {"quantize_model", "--model", model_, "--dynamic_axes=a"},
+           {"quantize_model", "--model", model_, "--dynamic_axes=a:x"},
+           {"quantize_model", "--model", model_, "--dynamic_axes=a:-1"},
+           {"quantize_model", "--model", model_, "--batch_size=2"},
+           {"quantize", model_}}) {
+    EXPECT_EQ(Run(wrong), 64) << testing::PrintToString(wrong);
+  }
+}
+
+TEST_F(CliTest, QuantizeDoesAllInOne) {
+  const std::string data = WriteFile(folder_ / "x.npz", "x");
+  server_.state().report = R"({"sizes": {"model_bytes": 4000000, "deploy_bytes": 1000000}, "worst_first": ["fc", "conv1"],
+      "layers": [{"name": "fc", "error": {"sqnr_db": 20.25}}, {"name": "conv1"}], "outputs_error": [{"name": "y", "sqnr_db": 30}]})";
+  ASSERT_EQ(Run({"quantize", model_, "--calibration-data=" + data, "-o", folder_ / "out/"}), 0) << err_.str();
+  const std::string prefix = folder_ / "out/m";
+  EXPECT_THAT(out_.str(), HasSubstr(prefix + "_deploy_model.onnx\n"));
+  EXPECT_THAT(err_.str(), HasSubstr("size: 4.0 MB -> 1.0 MB (25 %)\n"));
+  EXPECT_THAT(err_.str(), HasSubstr("output y: SQNR 30.0 dB\n"));
+  EXPECT_THAT(err_.str(), HasSubstr("largest errors: fc SQNR 20.2 dB, conv1\n"));
+  EXPECT_FALSE(server_.state().quantize_request.has_activation_offset());
+  // Any report will do, and none is told where only results are wanted.
+  for (const char* report : {"", "[]", R"({"sizes": 1, "worst_first": {}, "layers": [1], "outputs_error": "x"})"}) {
+    server_.state().report = report;
+    EXPECT_EQ(Run({"quantize", model_, "--calibration-data=" + data, "-o", folder_ / "out"}), 0);
+    EXPECT_THAT(out_.str(), HasSubstr(prefix + "_report.json\n"));
+  }
+  ASSERT_EQ(Run({"quantize", model_, "--calibration-data=" + data, "-o", folder_ / "out/name", "--no-activation-offset", "-q"}),
+            0);
+  EXPECT_THAT(out_.str(), HasSubstr(folder_ / "out/name_deploy_model.onnx\n"));
+  EXPECT_FALSE(server_.state().quantize_request.activation_offset());
+  EXPECT_EQ(err_.str(), "");
+}
+
 }  // namespace
 }  // namespace modelpress::client

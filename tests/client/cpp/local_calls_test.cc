@@ -49,8 +49,16 @@ class LocalCallsTest : public testing::Test {
     save_path_ = folder_ / "new/out/x";
   }
 
+  static v1::SaveModelRequest SaveRequest(const std::string& model, const std::string& record, const std::string& save_path) {
+    v1::SaveModelRequest request;
+    request.set_modified_onnx_file(model);
+    request.set_record_file(record);
+    request.set_save_path(save_path);
+    return request;
+  }
+
   absl::StatusOr<LocalCallResult> Save(const LocalCallOptions& options = {}) {
-    return SaveModelOnLocalPaths(*client_, model_, record_, save_path_, options);
+    return SaveModelOnLocalPaths(*client_, SaveRequest(model_, record_, save_path_), options);
   }
 
   void ExpectNothingLeft() {
@@ -119,7 +127,10 @@ TEST_F(LocalCallsTest, ReturnsAtOnceWhenNotWaiting) {
 }
 
 TEST_F(LocalCallsTest, SavePruneRetrainModelTakesNoRecord) {
-  auto result = SavePruneRetrainModelOnLocalPaths(*client_, model_, save_path_, {});
+  v1::SavePruneRetrainModelRequest request;
+  request.set_model(model_);
+  request.set_save_path(save_path_);
+  auto result = SavePruneRetrainModelOnLocalPaths(*client_, request, {});
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->files.size(), 3);
   EXPECT_THAT(server_.state().workspaces, IsEmpty());
@@ -187,7 +198,7 @@ TEST_F(LocalCallsTest, AServerCannotChooseOtherPaths) {
 
 TEST_F(LocalCallsTest, WrongInputIsFoundBeforeAnythingIsSent) {
   auto reason = [&](const std::string& model, const std::string& record, const std::string& save_path) {
-    return DetailsOf(SaveModelOnLocalPaths(*client_, model, record, save_path, {}).status()).reason;
+    return DetailsOf(SaveModelOnLocalPaths(*client_, SaveRequest(model, record, save_path), {}).status()).reason;
   };
   EXPECT_EQ(reason(folder_ / "missing.onnx", record_, save_path_), "FILE_NOT_FOUND");
   EXPECT_EQ(reason(model_, folder_ / "missing.txt", save_path_), "FILE_NOT_FOUND");
@@ -204,6 +215,181 @@ TEST_F(LocalCallsTest, WrongInputIsFoundBeforeAnythingIsSent) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("external data of " + model_));
   EXPECT_EQ(server_.state().calls["CreateWorkspace"], 0);
   EXPECT_FALSE(std::filesystem::exists(folder_ / "new"));
+}
+
+// The steps of post-training quantization, each with files in a folder of its own.
+class PostTrainingTest : public LocalCallsTest {
+ protected:
+  PostTrainingTest() {
+    config_ = WriteFile(folder_ / "config/c.json", "{}");
+    data_ = WriteFile(folder_ / "data/x.npz", "x");
+  }
+
+  v1::QuantizeModelRequest QuantizeRequest() const {
+    v1::QuantizeModelRequest request;
+    request.set_model(model_);
+    request.set_config_file(config_);
+    request.set_modified_onnx_file(folder_ / "a/modified.onnx");
+    request.set_record_file(folder_ / "b/record.txt");
+    return request;
+  }
+  v1::CalibrateRequest CalibrateRequest(const std::string& data) const {
+    v1::CalibrateRequest request;
+    request.set_modified_onnx_file(model_);
+    request.set_record_file(record_);
+    request.set_config_file(config_);
+    request.mutable_calibration_data()->set_path(data);
+    return request;
+  }
+  std::string ReasonOf(const absl::StatusOr<LocalCallResult>& result) const { return DetailsOf(result.status()).reason; }
+  // Paths in the workspace that begin with `prefix`.
+  std::vector<std::string> Sent(const std::string& prefix) {
+    std::vector<std::string> paths;
+    for (const auto& [name, content] : server_.state().files) {
+      const std::string path = name.substr(name.find("/files/") + 7);
+      if (path.starts_with(prefix)) {
+        paths.push_back(path);
+      }
+    }
+    return paths;
+  }
+
+  std::string config_;
+  std::string data_;
+};
+
+TEST_F(PostTrainingTest, CreateQuantConfig) {
+  v1::CreateQuantConfigRequest request;
+  request.set_model(model_);
+  request.set_config_file(folder_ / "new/c.json");
+  request.set_config_definition(WriteFile(folder_ / "simple.cfg", "batch_num: 1"));
+  request.set_module_manifest(WriteFile(folder_ / "modules.json", "{}"));
+  auto result = CreateQuantConfigOnLocalPaths(*client_, request, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->files, ElementsAre(folder_ / "new/c.json"));
+  EXPECT_EQ(ReadFile(folder_ / "new/c.json"), "config of " + ReadFile(model_));
+  EXPECT_EQ(server_.state().config_request.config_definition(), "config_definition/simple.cfg");
+  EXPECT_EQ(server_.state().config_request.module_manifest(), "manifest/modules.json");
+  EXPECT_EQ(server_.state().config_request.config_file(), "config/c.json");
+}
+
+TEST_F(PostTrainingTest, QuantizePreprocess) {
+  v1::QuantizePreprocessRequest request;
+  request.set_model(model_);
+  request.set_config_file(config_);
+  request.set_record_file(folder_ / "new/r.txt");
+  request.mutable_calibration_data()->set_path(data_);
+  request.mutable_calibration_data()->set_batch_size(3);
+  auto result = QuantizePreprocessOnLocalPaths(*client_, request, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(ReadFile(folder_ / "new/r.txt"), "balance of " + ReadFile(model_));
+  EXPECT_EQ(server_.state().preprocess_request.calibration_data().path(), "calibration_data/x.npz");
+  EXPECT_EQ(server_.state().preprocess_request.calibration_data().batch_size(), 3);
+}
+
+TEST_F(PostTrainingTest, ResultsOfQuantizeModelGoToTheirOwnPlaces) {
+  auto result = QuantizeModelOnLocalPaths(*client_, QuantizeRequest(), {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->files, ElementsAre(folder_ / "a/modified.onnx", folder_ / "b/record.txt", folder_ / "a/w.external"));
+  EXPECT_EQ(ReadFile(folder_ / "b/record.txt"), "weights + nothing");
+  EXPECT_FALSE(server_.state().quantize_request.has_calibration_data());
+  // The next time the record file is there, and is sent along.
+  ASSERT_TRUE(QuantizeModelOnLocalPaths(*client_, QuantizeRequest(), {}).ok());
+  EXPECT_EQ(ReadFile(folder_ / "b/record.txt"), "weights + weights + nothing");
+  EXPECT_THAT(server_.state().workspaces, IsEmpty());
+}
+
+TEST_F(PostTrainingTest, OneCallWritesAll) {
+  v1::QuantizeModelRequest request;
+  request.set_model(model_);
+  request.mutable_calibration_data()->set_path(data_);
+  request.mutable_sample_data()->set_path(data_);
+  request.set_save_path(save_path_);
+  auto result = QuantizeModelOnLocalPaths(*client_, request, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  std::vector<std::string> names = {"config.json", "modified_model.onnx", "record.txt", "deploy_model.onnx",
+                                    "fake_quant_model.onnx"};
+  std::vector<std::string> expected;
+  for (const std::string& name : names) {
+    expected.push_back(save_path_ + "_" + name);
+  }
+  expected.push_back(folder_ / "new/out/w.external");
+  expected.push_back(save_path_ + "_report.json");
+  expected.push_back(save_path_ + "_report.html");
+  EXPECT_EQ(result->files, expected);
+  EXPECT_EQ(server_.state().quantize_request.sample_data().path(), "sample_data/x.npz");
+}
+
+TEST_F(PostTrainingTest, ResultsOfOneNameAreRefused) {
+  v1::QuantizeModelRequest request = QuantizeRequest();
+  request.set_record_file(request.modified_onnx_file());
+  EXPECT_EQ(ReasonOf(QuantizeModelOnLocalPaths(*client_, request, {})), "REQUEST_INVALID");
+  EXPECT_EQ(FilesIn(folder_ / "a"), 0);
+}
+
+TEST_F(PostTrainingTest, CalibrateReplacesTheRecord) {
+  auto result = CalibrateOnLocalPaths(*client_, CalibrateRequest(data_), {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->files, ElementsAre(record_));
+  EXPECT_EQ(ReadFile(record_), "activations + record {}");
+  EXPECT_EQ(server_.state().calibrate_request.modified_onnx_file(), "modified/m.onnx");
+  // A record behind a link is replaced where it is; the link stays.
+  std::filesystem::create_symlink(record_, folder_ / "link.txt");
+  v1::CalibrateRequest request = CalibrateRequest(data_);
+  request.set_record_file(folder_ / "link.txt");
+  ASSERT_TRUE(CalibrateOnLocalPaths(*client_, request, {}).ok());
+  EXPECT_EQ(ReadFile(record_), "activations + activations + record {}");
+  EXPECT_TRUE(std::filesystem::is_symlink(folder_ / "link.txt"));
+  // Key-value caches have no modified model and may have no record yet.
+  request.clear_modified_onnx_file();
+  request.set_model(model_);
+  request.set_record_file(folder_ / "kv.txt");
+  ASSERT_TRUE(CalibrateOnLocalPaths(*client_, request, {}).ok());
+  EXPECT_EQ(ReadFile(folder_ / "kv.txt"), "activations + nothing");
+}
+
+TEST_F(PostTrainingTest, AFolderOfDataIsSentAsItIsNow) {
+  WriteFile(folder_ / "many/2.npy", "2");
+  WriteFile(folder_ / "many/sub/1.npy", "1");
+  WriteFile(folder_ / "many/.hidden", "no data");
+  WriteFile(folder_ / "many/.git/x", "no data");
+  const LocalCallOptions options{.workspace = "kept"};
+  ASSERT_TRUE(CalibrateOnLocalPaths(*client_, CalibrateRequest(folder_ / "many"), options).ok());
+  const std::string first = server_.state().calibrate_request.calibration_data().path();
+  EXPECT_THAT(Sent("calibration_data"), ElementsAre(first + "/2.npy", first + "/sub/1.npy"));
+  // What an earlier call left in the workspace is not taken for data of this one.
+  std::filesystem::remove(folder_ / "many/2.npy");
+  ASSERT_TRUE(CalibrateOnLocalPaths(*client_, CalibrateRequest((folder_ / "many") + "/"), options).ok());
+  const std::string second = server_.state().calibrate_request.calibration_data().path();
+  EXPECT_NE(first, second);
+  EXPECT_THAT(Sent(second + "/"), ElementsAre(second + "/sub/1.npy"));
+}
+
+TEST_F(PostTrainingTest, ARecordThatIsGoneIsNotReadFromAKeptWorkspace) {
+  const LocalCallOptions options{.workspace = "kept"};
+  ASSERT_TRUE(QuantizeModelOnLocalPaths(*client_, QuantizeRequest(), options).ok());
+  std::filesystem::remove(folder_ / "b/record.txt");
+  ASSERT_TRUE(QuantizeModelOnLocalPaths(*client_, QuantizeRequest(), options).ok());
+  EXPECT_EQ(ReadFile(folder_ / "b/record.txt"), "weights + nothing");
+}
+
+TEST_F(PostTrainingTest, WrongPathsAreFoundBeforeAnythingIsSent) {
+  std::filesystem::create_directory(folder_ / "empty");
+  EXPECT_EQ(ReasonOf(CalibrateOnLocalPaths(*client_, CalibrateRequest(folder_ / "empty"), {})), "DATA_TOO_SHORT");
+  EXPECT_EQ(ReasonOf(CalibrateOnLocalPaths(*client_, CalibrateRequest(folder_ / "none.npz"), {})), "FILE_NOT_FOUND");
+  EXPECT_EQ(ReasonOf(CalibrateOnLocalPaths(*client_, CalibrateRequest(""), {})), "NAME_INVALID");
+  v1::CalibrateRequest calibrate = CalibrateRequest(data_);
+  calibrate.set_record_file(folder_ / "none.txt");
+  EXPECT_EQ(ReasonOf(CalibrateOnLocalPaths(*client_, calibrate, {})), "FILE_NOT_FOUND");
+  v1::QuantizeModelRequest request = QuantizeRequest();
+  request.clear_record_file();
+  EXPECT_EQ(ReasonOf(QuantizeModelOnLocalPaths(*client_, request, {})), "NAME_INVALID");
+  request = QuantizeRequest();
+  request.set_modified_onnx_file(folder_ / "in");  // a folder
+  EXPECT_EQ(ReasonOf(QuantizeModelOnLocalPaths(*client_, request, {})), "NAME_INVALID");
+  request.set_modified_onnx_file(model_ + "/m.onnx");  // a file in the way
+  EXPECT_EQ(ReasonOf(QuantizeModelOnLocalPaths(*client_, request, {})), kLocalIoReason);
+  EXPECT_EQ(server_.state().calls["CreateWorkspace"], 0);
 }
 
 }  // namespace

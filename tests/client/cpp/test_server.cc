@@ -286,24 +286,103 @@ class CompressionService : public v1::Compression::Service {
  public:
   explicit CompressionService(State& state) : state_(state) {}
 
+  grpc::Status CreateQuantConfig(grpc::ServerContext*, const v1::CreateQuantConfigRequest* request,
+                                 Operation* operation) override {
+    std::lock_guard lock(state_.mutex);
+    state_.config_request = *request;
+    return Start<v1::CreateQuantConfigResponse>(
+        "CreateQuantConfig", *request, request->model(), operation, [&](auto& response, const std::string& model) {
+          *response.mutable_config_file() = Put(*request, request->config_file(), "config of " + model);
+        });
+  }
+
+  grpc::Status QuantizePreprocess(grpc::ServerContext*, const v1::QuantizePreprocessRequest* request,
+                                  Operation* operation) override {
+    std::lock_guard lock(state_.mutex);
+    state_.preprocess_request = *request;
+    return Start<v1::QuantizePreprocessResponse>(
+        "QuantizePreprocess", *request, request->model(), operation, [&](auto& response, const std::string& model) {
+          *response.mutable_record_file() = Put(*request, request->record_file(), "balance of " + model);
+        });
+  }
+
+  grpc::Status QuantizeModel(grpc::ServerContext*, const v1::QuantizeModelRequest* request, Operation* operation) override {
+    std::lock_guard lock(state_.mutex);
+    state_.quantize_request = *request;
+    return Start<v1::QuantizeModelResponse>(
+        "QuantizeModel", *request, request->model(), operation, [&](auto& response, const std::string& model) {
+          auto name = [&](const std::string& given, const std::string& base) {
+            return given.empty() ? request->save_path() + "_" + base : given;
+          };
+          const std::string modified = name(request->modified_onnx_file(), "modified_model.onnx");
+          const std::string record = name(request->record_file(), "record.txt");
+          *response.mutable_modified_onnx_file() = Put(*request, modified, "modified " + model);
+          *response.add_external_data() = Put(*request, modified.substr(0, modified.rfind('/')) + "/w.external", "weights");
+          *response.mutable_record_file() = Put(*request, record, "weights + " + ContentOf(*request, record));
+          if (!request->save_path().empty()) {
+            if (request->config_file().empty()) {
+              *response.mutable_config_file() = Put(*request, request->save_path() + "_config.json", "{}");
+            }
+            PutSaved(*request, model, response);
+            *response.mutable_report_html() = Put(*request, request->save_path() + "_report.html", "<html>");
+          }
+        });
+  }
+
+  grpc::Status Calibrate(grpc::ServerContext*, const v1::CalibrateRequest* request, Operation* operation) override {
+    std::lock_guard lock(state_.mutex);
+    state_.calibrate_request = *request;
+    const std::string& model = request->modified_onnx_file().empty() ? request->model() : request->modified_onnx_file();
+    return Start<v1::CalibrateResponse>("Calibrate", *request, model, operation, [&](auto& response, const std::string&) {
+      *response.mutable_record_file() =
+          Put(*request, request->record_file(), "activations + " + ContentOf(*request, request->record_file()));
+    });
+  }
+
   grpc::Status SaveModel(grpc::ServerContext*, const v1::SaveModelRequest* request, Operation* operation) override {
     std::lock_guard lock(state_.mutex);
     state_.save_requests.push_back(*request);
-    v1::SaveModelResponse response;
-    return Start("SaveModel", *request, request->modified_onnx_file(), response, operation);
+    return Start<v1::SaveModelResponse>("SaveModel", *request, request->modified_onnx_file(), operation,
+                                        [&](auto& response, const std::string& model) { PutSaved(*request, model, response); });
   }
 
   grpc::Status SavePruneRetrainModel(grpc::ServerContext*, const v1::SavePruneRetrainModelRequest* request,
                                      Operation* operation) override {
     std::lock_guard lock(state_.mutex);
-    v1::SavePruneRetrainModelResponse response;
-    return Start("SavePruneRetrainModel", *request, request->model(), response, operation);
+    return Start<v1::SavePruneRetrainModelResponse>(
+        "SavePruneRetrainModel", *request, request->model(), operation,
+        [&](auto& response, const std::string& model) { PutSaved(*request, model, response); });
   }
 
  private:
+  template <typename Request>
+  v1::File Put(const Request& request, const std::string& path, const std::string& bytes) {
+    const std::string name = request.workspace() + "/files/" + path;
+    state_.files[name] = bytes;
+    return FileOf(name, bytes);
+  }
+
+  template <typename Request>
+  std::string ContentOf(const Request& request, const std::string& path) const {
+    auto file = state_.files.find(request.workspace() + "/files/" + path);
+    return file == state_.files.end() ? "nothing" : file->second;
+  }
+
   template <typename Request, typename Response>
-  grpc::Status Start(const std::string& method, const Request& request, const std::string& model, Response& response,
-                     Operation* operation) {
+  void PutSaved(const Request& request, const std::string& model, Response& response) {
+    const std::string prefix = request.save_path() + (request.save_path().ends_with('/') ? "" : "_");
+    *response.mutable_deploy_model() = Put(request, prefix + "deploy_model.onnx", "deploy " + model);
+    *response.mutable_fake_quant_model() = Put(request, prefix + "fake_quant_model.onnx", "fake_quant " + model);
+    *response.mutable_report() = Put(request, prefix + "report.json", state_.report);
+    if (!state_.extra_output.empty()) {
+      *response.add_external_data() = FileOf(state_.extra_output, "");
+    }
+  }
+
+  // `fill` gets the response and the bytes of the model, and makes the outputs.
+  template <typename Response, typename Request, typename Fill>
+  grpc::Status Start(const std::string& method, const Request& request, const std::string& model, Operation* operation,
+                     const Fill& fill) {
     if (!Serve(state_, method)) {
       return Unavailable();
     }
@@ -312,25 +391,14 @@ class CompressionService : public v1::Compression::Service {
       *operation = known->second;
       return grpc::Status::OK;
     }
-    std::string folder = request.workspace() + "/files/";
-    auto input = state_.files.find(folder + model);
+    auto input = state_.files.find(request.workspace() + "/files/" + model);
     if (input == state_.files.end()) {
       return NotFound(v1::FILE_NOT_FOUND, model);
     }
-    std::string separator = request.save_path().ends_with('/') ? "" : "_";
-    auto output = [&](const std::string& suffix, const std::string& bytes) {
-      std::string name = folder + request.save_path() + separator + suffix;
-      state_.files[name] = bytes;
-      return FileOf(name, bytes);
-    };
+    Response response;
     if (!request.options().validate_only()) {
-      std::string bytes = input->second;
-      *response.mutable_deploy_model() = output("deploy_model.onnx", "deploy " + bytes);
-      *response.mutable_fake_quant_model() = output("fake_quant_model.onnx", "fake_quant " + bytes);
-      *response.mutable_report() = output("report.json", "{}");
-      if (!state_.extra_output.empty()) {
-        *response.add_external_data() = FileOf(state_.extra_output, "");
-      }
+      const std::string bytes = input->second;
+      fill(response, bytes);
     }
     v1::OperationMetadata metadata;
     metadata.set_method(method);

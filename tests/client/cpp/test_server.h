@@ -37,6 +37,7 @@ class TestServer {
     google::rpc::Status operation_error;  // what operations end with, if not OK
     bool operation_hangs = false;         // operations run until they are cancelled
     std::string extra_output;             // name of one more output, as a wrong server might send
+    std::string report = "{}";            // content of the report
     // Content.
     std::map<std::string, std::string> files;  // full name -> bytes
     std::map<std::string, v1::Upload> uploads;
@@ -47,6 +48,11 @@ class TestServer {
     std::map<std::string, int> calls;  // method -> number
     uint64_t bytes_received = 0;
     std::vector<v1::SaveModelRequest> save_requests;
+    // The last of each.
+    v1::CreateQuantConfigRequest config_request;
+    v1::QuantizePreprocessRequest preprocess_request;
+    v1::QuantizeModelRequest quantize_request;
+    v1::CalibrateRequest calibrate_request;
   };
 
   TestServer();
