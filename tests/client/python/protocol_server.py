@@ -253,6 +253,64 @@ class ProtocolServer(
             operation.response.Pack(response)
         return operation
 
+    # ---- post-training quantization: outputs say what they were made of ----
+
+    def _put(self, request: Any, path: str, data: bytes) -> Any:
+        name = f"{request.workspace}/files/{path}"
+        self.files[name] = data
+        return self._file(name)
+
+    def _content(self, request: Any, path: str) -> bytes:
+        return self.files.get(f"{request.workspace}/files/{path}", b"nothing")
+
+    def _answer(self, operation: Any, response: Any) -> Any:
+        operation.done = True
+        if self.faults.operation_error is not None:
+            operation.error.CopyFrom(self.faults.operation_error)
+        else:
+            operation.response.Pack(response)
+        return operation
+
+    def CreateQuantConfig(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        operation = self._start("CreateQuantConfig", request)
+        file = self._put(request, request.config_file, b'{"batch_num": 2}')
+        return self._answer(operation, compression_pb2.CreateQuantConfigResponse(config_file=file))
+
+    def QuantizePreprocess(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        operation = self._start("QuantizePreprocess", request)
+        file = self._put(request, request.record_file, b"balance")
+        return self._answer(operation, compression_pb2.QuantizePreprocessResponse(record_file=file))
+
+    def QuantizeModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        operation = self._start("QuantizeModel", request)
+        response = compression_pb2.QuantizeModelResponse()
+        modified = request.modified_onnx_file or f"{request.save_path}_modified_model.onnx"
+        record = request.record_file or f"{request.save_path}_record.txt"
+        model = self._content(request, request.model)
+        response.modified_onnx_file.CopyFrom(self._put(request, modified, model))
+        external = modified.rpartition("/")[0] + "/w.external"
+        response.external_data.append(self._put(request, external, b"weights"))
+        content = b"weights + " + self._content(request, record)
+        response.record_file.CopyFrom(self._put(request, record, content))
+        if request.save_path:
+            saved = {
+                "config_file": "config.json",
+                "deploy_model": "deploy_model.onnx",
+                "fake_quant_model": "fake_quant_model.onnx",
+                "report": "report.json",
+                "report_html": "report.html",
+            }
+            for attribute, suffix in saved.items():
+                file = self._put(request, f"{request.save_path}_{suffix}", suffix.encode())
+                getattr(response, attribute).CopyFrom(file)
+        return self._answer(operation, response)
+
+    def Calibrate(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        operation = self._start("Calibrate", request)
+        content = b"activations + " + self._content(request, request.record_file)
+        file = self._put(request, request.record_file, content)
+        return self._answer(operation, compression_pb2.CalibrateResponse(record_file=file))
+
     def SaveModel(self, request: Any, context: Any) -> Any:
         missing = [
             name

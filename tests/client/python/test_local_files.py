@@ -3,7 +3,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from modelpress.local_files import Outputs, SavePath, chunks
+from modelpress.local_files import Outputs, SavePath, chunks, make_folder
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_longest_prefix(tmp_path: Path) -> None:
 def test_folder_modes(tmp_path: Path) -> None:
     old = os.umask(0o002)
     try:
-        SavePath(tmp_path / "a" / "b" / "c", "").make_folder()
+        make_folder(tmp_path / "a" / "b" / "c")
     finally:
         os.umask(old)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b", "a/b/c")]

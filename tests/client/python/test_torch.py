@@ -1,17 +1,22 @@
 """The documented functions on local paths and modules."""
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import modelpress
 import modelpress.torch as amct
+import numpy as np
 import onnx
 import pytest
 import torch
-from protocol_server import ProtocolServer
+from google.protobuf import json_format
+from modelpress.v1 import module_manifest_pb2
+from protocol_server import ProtocolServer, status
 from torch import nn
 
 GOLDEN = Path(os.environ["MODELPRESS_SOURCE_DIR"]) / "tests" / "golden" / "save"
@@ -174,6 +179,227 @@ def test_external_data_goes_and_comes_along(server: ProtocolServer, tmp_path: Pa
     (tmp_path / "in" / "m.data").unlink()
     with pytest.raises(FileNotFoundError, match=r"external data of .*m\.data"):
         amct.save_model(f"{tmp_path}/in/m.onnx", f"{tmp_path}/in/record.txt", f"{tmp_path}/out/")
+
+
+class Named(nn.Module):
+    """Names and sharing that an ONNX file alone does not tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.blocks = nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Sequential(nn.Conv2d(8, 8, 1, groups=2), nn.ReLU())])
+        self.fc = nn.Linear(8, 8)
+        self.tied = nn.Linear(8, 8)
+        self.tied.weight = self.fc.weight
+        self.lstm: nn.Module | None = None
+
+    def forward(self, x: torch.Tensor, pair: Any = None, scale: float = 1.0, negate: bool = False) -> torch.Tensor:
+        y = self.bn(self.conv(x))
+        for block in self.blocks:
+            y = block(y)
+        y = self.tied(self.fc(y.flatten(2).transpose(1, 2)))
+        if pair is not None:
+            y = y + pair[0] * pair[1]
+        z: torch.Tensor = y * scale if self.lstm is None else self.lstm(y)[0]
+        return -z if negate else z
+
+
+X = torch.zeros(1, 3, 6, 6)
+
+
+def test_export_for_quantization_keeps_names(tmp_path: Path) -> None:
+    model = Named()
+    inputs = amct.export_for_quantization(model, tmp_path / "m.onnx", X, ["x"], None, {"x": [0]})
+    proto = onnx.load(tmp_path / "m.onnx")
+    assert [value.name for value in inputs] == _inputs(proto)
+    assert _inputs(proto)[0] == "x"
+    names = {tensor.name for tensor in proto.graph.initializer}
+    assert {"conv.weight", "bn.running_mean", "blocks.1.0.weight", "fc.weight", "fc.bias", "tied.bias"} <= names
+    assert "BatchNormalization" in [node.op_type for node in proto.graph.node]
+    assert model.training
+    # The weights of an RNN layer exist in the file only if they are folded.
+    model.lstm = nn.LSTM(8, 4, batch_first=True)
+    amct.export_for_quantization(model, tmp_path / "m.onnx", X)
+    proto = onnx.load(tmp_path / "m.onnx")
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    (lstm,) = [node for node in proto.graph.node if node.op_type == "LSTM"]
+    assert set(lstm.input[1:3]) <= constants
+
+
+def test_module_manifest(tmp_path: Path) -> None:
+    model = Named()
+    model.lstm = nn.GRU(8, 4, num_layers=2, dropout=0.5, bidirectional=True)
+    amct.write_manifest(model, tmp_path / "m.json")
+    manifest = json_format.Parse((tmp_path / "m.json").read_text(), module_manifest_pb2.ModuleManifest())
+    modules = {module.name: module for module in manifest.modules}
+    assert list(modules) == [name for name, _ in model.named_modules() if name]
+    assert modules["blocks.1.0"].type == "Conv2d"
+    assert modules["blocks.1.0"].groups == 2
+    assert modules["blocks.1.0"].padding_mode == "zeros"
+    assert list(modules["conv"].dilation) == [1, 1]
+    assert list(modules["conv"].parameters[0].shape) == [8, 3, 3, 3]
+    assert modules["tied"].parameters[0].identity == "fc.weight"
+    assert modules["tied"].parameters[1].identity == "tied.bias"
+    gru = modules["lstm"]
+    assert (gru.num_layers, gru.bidirectional, gru.hidden_size, gru.dropout) == (2, True, 4, 0.5)
+
+
+def _arrays(server: ProtocolServer, request: Any) -> dict[str, Any]:
+    archive = server.files[f"{request.workspace}/files/{request.calibration_data.path}"]
+    with np.load(io.BytesIO(archive)) as members:
+        return dict(members)
+
+
+@pytest.mark.usefixtures("session")
+def test_documented_flow_of_post_training_quantization(server: ProtocolServer, tmp_path: Path) -> None:
+    config, modified, record = (str(tmp_path / "out" / name) for name in ("c.json", "m.onnx", "r.txt"))
+    net = Named()
+    amct.create_quant_config(config, net, X, skip_layers=["fc"], batch_num=2, activation_offset=False)
+    assert server.requests[-1].module_manifest
+    assert list(server.requests[-1].skip_layers) == ["fc"]
+    model = amct.quantize_model(
+        config, modified, record, net, X, input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n"}}
+    )
+    assert Path(record).read_bytes() == b"weights + nothing"
+    assert not server.requests[-1].HasField("sample_data")
+    model.eval()
+    assert not net.training
+    batches = [torch.randn(n, 3, 6, 6) for n in (2, 3, 4)]
+    for i, x in enumerate(batches):
+        assert torch.equal(model(x), net(x))
+        done = Path(record).read_bytes().startswith(b"activations")
+        assert done == (i >= 1)  # with batch number batch_num, and not again
+    arrays = _arrays(server, server.requests[-1])
+    assert arrays["x__0"].shape == (2, 3, 6, 6)
+    (scale,) = [name for name in arrays if name.endswith("__0") and name != "x__0"]  # numbers are inputs too
+    assert arrays[scale] == 1
+    assert arrays[scale].dtype == np.float64
+    assert np.array_equal(arrays["x__1"], batches[1].numpy())
+    assert server.requests[-1].model  # RNN layers are calibrated with their float weights
+    amct.save_model(modified, record, f"{tmp_path}/out/m")
+    assert not server.workspaces
+
+
+@pytest.mark.usefixtures("session")
+def test_batches_of_other_sizes_than_the_models(server: ProtocolServer, tmp_path: Path) -> None:
+    """Without dynamic axes the modified model takes one size only; the calibration takes any."""
+    config = tmp_path / "c.json"
+    config.write_text('{"batch_num": 1}')
+    record = tmp_path / "r.txt"
+    model = amct.quantize_model(str(config), str(tmp_path / "m.onnx"), str(record), Named().eval(), X)
+    before = (tmp_path / "m.onnx").read_bytes()
+    model(torch.zeros(5, 3, 6, 6))
+    assert type(server.requests[-1]).__name__ == "QuantizeModelRequest"
+    sent = onnx.load_from_string(server.files[f"{server.requests[-1].workspace}/files/{server.requests[-1].model}"])
+    assert [dim.dim_value for dim in sent.graph.input[0].type.tensor_type.shape.dim] == [0, 3, 6, 6]
+    assert record.read_bytes() == b"weights + "  # from the record as it was before
+    assert record.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "m.onnx").read_bytes() == before
+
+
+@pytest.mark.usefixtures("session")
+def test_arguments_of_forward_are_bound_to_inputs(server: ProtocolServer, tmp_path: Path) -> None:
+    config = tmp_path / "c.json"
+    config.write_text('{"batch_num": 2, "fc": {"weight_quant_params": {"wts_algo": "ada_quantize"}}}')
+    pair = (torch.ones(1, 16, 8), torch.ones(1, 16, 8))
+    model = amct.quantize_model(
+        str(config),
+        str(tmp_path / "m.onnx"),
+        str(tmp_path / "r.txt"),
+        Named().eval(),
+        (X, pair, 2.0),
+        ["x", "a", "b", "s"],
+    )
+    assert server.requests[-1].HasField("sample_data")
+    model(X, scale=4.0, pair=[pair[0], 3 * pair[1]])
+    wrong: list[tuple[tuple[Any, ...], str]] = [
+        ((X, pair, 2.0, True), "negate=True; in input_data it is False"),
+        ((X, None, 2.0), "with the arguments x, pair, scale"),
+        ((X, {"a": pair[0]}, 2.0), "tensors in a dict"),
+        ((X, (pair[0], pair[1].bfloat16()), 2.0), "bfloat16"),
+    ]
+    for arguments, text in wrong:
+        with pytest.raises(RuntimeError, match=text):
+            model(*arguments)
+    model(X, pair, 2.0)
+    arrays = _arrays(server, server.requests[-1])
+    assert sorted(arrays) == [f"{name}__{i}" for name in "abs" for i in (0, 1)] + ["x__0", "x__1"]
+    assert arrays["b__0"].max() == 3
+    assert arrays["s__0"] == 4
+
+
+@pytest.mark.usefixtures("session")
+def test_a_failed_calibration_is_tried_again(server: ProtocolServer, tmp_path: Path) -> None:
+    config = tmp_path / "c.json"
+    config.write_text('{"batch_num": 1}')
+    record = tmp_path / "r.txt"
+    model = amct.quantize_model(str(config), str(tmp_path / "m.onnx"), str(record), Named().eval(), X)
+    server.faults.operation_error = status(3, "not finite", "DATA_NOT_FINITE")
+    for _ in range(2):
+        with pytest.raises(modelpress.InvalidArgument):
+            model(X)
+    assert record.read_bytes() == b"weights + nothing"
+    server.faults.operation_error = None
+    model(X)
+    assert record.read_bytes() == b"activations + weights + nothing"
+    assert sorted(name.partition("__")[2] for name in _arrays(server, server.requests[-1])) == ["0", "0"]
+
+
+@pytest.mark.usefixtures("session")
+def test_quantize_preprocess(server: ProtocolServer, tmp_path: Path) -> None:
+    config = tmp_path / "c.json"
+    config.write_text("{}")
+    record = tmp_path / "out" / "r.txt"
+    model = amct.quantize_preprocess(str(config), str(record), Named().eval(), X)
+    assert record.read_bytes() == b""
+    assert record.stat().st_mode & 0o777 == 0o640
+    for _ in range(2):
+        model(torch.ones(2, 3, 6, 6))
+    assert record.read_bytes() == b"balance"
+    assert len(server.requests) == 1
+
+
+class Ignoring(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        return torch.relu(x)
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize(
+    ("function", "change", "error", "text"),
+    [
+        ("create_quant_config", {"config_file": 1}, TypeError, "argument config_file must be str"),
+        ("create_quant_config", {"config_file": ""}, ValueError, "config_file is empty"),
+        ("create_quant_config", {"model": None}, TypeError, "argument model must be Module"),
+        ("create_quant_config", {"skip_layers": "fc"}, TypeError, "skip_layers must be list"),
+        ("create_quant_config", {"batch_num": "1"}, TypeError, "batch_num must be int"),
+        ("create_quant_config", {"batch_num": True}, TypeError, "batch_num must be int"),
+        ("create_quant_config", {"batch_num": 0}, ValueError, "batch_num must be greater than 0"),
+        ("create_quant_config", {"activation_offset": 1}, TypeError, "activation_offset must be bool"),
+        ("create_quant_config", {"config_defination": "missing.cfg"}, OSError, "missing.cfg"),
+        ("create_quant_config", {"input_data": [X]}, RuntimeError, "must be tuple or torch.Tensor"),
+        ("quantize_preprocess", {"config_file": "missing.json"}, OSError, "missing.json"),
+        ("quantize_preprocess", {"record_file": None}, TypeError, "record_file must be str"),
+        ("quantize_model", {"config_file": "missing.json"}, OSError, "missing.json"),
+        ("quantize_model", {"modfied_onnx_file": None}, TypeError, "modfied_onnx_file must be str"),
+        ("quantize_model", {"dynamic_axes": {"x": [-1]}}, RuntimeError, "negative"),
+        ("quantize_model", {"input_names": [1]}, RuntimeError, "input_names type must be list"),
+        ("quantize_model", {"model": Ignoring(), "input_data": (X, X)}, RuntimeError, "does not use"),
+    ],
+)
+def test_arguments_of_post_training_quantization(
+    server: ProtocolServer, function: str, change: Any, error: type[Exception], text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "c.json").write_text("{}")
+    arguments: dict[str, Any] = {"config_file": str(tmp_path / "c.json"), "model": Named(), "input_data": X}
+    if function != "create_quant_config":
+        arguments["record_file"] = str(tmp_path / "r.txt")
+    if function == "quantize_model":
+        arguments["modfied_onnx_file"] = str(tmp_path / "m.onnx")
+    with pytest.raises(error, match=text):
+        getattr(amct, function)(**arguments | change)
+    assert not server.requests
 
 
 def test_the_package_needs_no_torch() -> None:

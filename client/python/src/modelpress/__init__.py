@@ -9,7 +9,7 @@ from pkgutil import extend_path
 # In a source tree the generated packages `modelpress.v1` and `modelpress.amct` lie in another folder of sys.path.
 __path__ = extend_path(__path__, __name__)
 
-from modelpress.aio import AsyncClient, AsyncOperation, SavedModels
+from modelpress.aio import AsyncClient, AsyncOperation, QuantizedModel, SavedConfig, SavedModels, SavedRecord
 from modelpress.client import Client, Operation
 from modelpress.errors import (
     Aborted,
@@ -52,9 +52,12 @@ __all__ = [
     "PermissionDenied",
     "Progress",
     "ProgressCallback",
+    "QuantizedModel",
     "ResourceExhausted",
     "RetryPolicy",
+    "SavedConfig",
     "SavedModels",
+    "SavedRecord",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

@@ -5,23 +5,40 @@ Names: a workspace is "workspaces/{id}", a file "workspaces/{id}/files/{path}", 
 
 import logging
 import os
-import posixpath
+import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, Unpack
 
 from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2
 
 from modelpress import errors
-from modelpress.external_data import external_files
-from modelpress.local_files import Digest, Outputs, SavePath, chunks, digest_of, require_file
+from modelpress.local_call import LocalCall
+from modelpress.local_files import Digest, Outputs, chunks, digest_of, make_folder
+from modelpress.parameters import (
+    CalibrateCall,
+    CalibrateFilesCall,
+    CallOptions,
+    CreateQuantConfigCall,
+    CreateQuantConfigFilesCall,
+    LocalData,
+    LocalOptions,
+    LocalPath,
+    QuantizeFilesCall,
+    QuantizeModelCall,
+    QuantizeModelFilesCall,
+    QuantizePreprocessCall,
+    QuantizePreprocessFilesCall,
+    make_request,
+)
 from modelpress.progress import DOWNLOAD, UPLOAD, Progress, ProgressCallback
 from modelpress.transport import (
     DEFAULT_TARGET,
@@ -37,7 +54,6 @@ from modelpress.v1 import operations_pb2 as metadata_pb2
 
 ResponseT = TypeVar("ResponseT")
 _LOGGER = logging.getLogger("modelpress")
-LocalPath = str | os.PathLike[str]
 
 _WORKSPACES = "/modelpress.v1.Workspaces/"
 _CREATE_WORKSPACE = Method(_WORKSPACES + "CreateWorkspace", workspaces_pb2.Workspace)
@@ -52,8 +68,6 @@ _UPLOAD_BYTES = Method(_WORKSPACES + "UploadBytes", workspaces_pb2.Upload)
 _DOWNLOAD_FILE = Method(_WORKSPACES + "DownloadFile", workspaces_pb2.DownloadFileResponse)
 
 _COMPRESSION = "/modelpress.v1.Compression/"
-_SAVE_MODEL: Method[Any] = Method(_COMPRESSION + "SaveModel", operations_pb2.Operation)
-_SAVE_PRUNE_RETRAIN_MODEL: Method[Any] = Method(_COMPRESSION + "SavePruneRetrainModel", operations_pb2.Operation)
 
 _OPERATIONS = "/google.longrunning.Operations/"
 _GET_OPERATION: Method[Any] = Method(_OPERATIONS + "GetOperation", operations_pb2.Operation)
@@ -62,8 +76,12 @@ _CANCEL_OPERATION: Method[Any] = Method(_OPERATIONS + "CancelOperation", empty_p
 _DELETE_OPERATION: Method[Any] = Method(_OPERATIONS + "DeleteOperation", empty_pb2.Empty)
 _WAIT_OPERATION: Method[Any] = Method(_OPERATIONS + "WaitOperation", operations_pb2.Operation)
 
-# Response class by method name, for operations that are looked up instead of started.
+# Response class by method name.
 _RESPONSES: dict[str, type[Any]] = {
+    "CreateQuantConfig": compression_pb2.CreateQuantConfigResponse,
+    "QuantizePreprocess": compression_pb2.QuantizePreprocessResponse,
+    "QuantizeModel": compression_pb2.QuantizeModelResponse,
+    "Calibrate": compression_pb2.CalibrateResponse,
     "SaveModel": compression_pb2.SaveModelResponse,
     "SavePruneRetrainModel": compression_pb2.SavePruneRetrainModelResponse,
 }
@@ -96,6 +114,49 @@ class SavedModels:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class SavedConfig:
+    """The configuration that create_quant_config wrote, and remarks of the service."""
+
+    config_file: Path
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SavedRecord:
+    """The record file that a call wrote, and remarks of the service."""
+
+    record_file: Path
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """What quantize_model wrote to the local folders.
+
+    Attributes:
+        modified_onnx_file: the modified model.
+        record_file: the record file.
+        external_data: files that any of the models refers to.
+        config_file: the configuration, if the call made one.
+        deploy_model: with save_path: the model for the device's converter.
+        fake_quant_model: with save_path: the model for accuracy simulation in ONNX Runtime.
+        report: with save_path: what was done, as JSON.
+        report_html: with save_path: the same for people, in one file.
+        warnings: remarks of the service.
+    """
+
+    modified_onnx_file: Path
+    record_file: Path
+    external_data: tuple[Path, ...]
+    config_file: Path | None
+    deploy_model: Path | None
+    fake_quant_model: Path | None
+    report: Path | None
+    report_html: Path | None
+    warnings: tuple[str, ...]
+
+
 class AsyncOperation(Generic[ResponseT]):
     """A compression call that runs, or ran, on the server.
 
@@ -103,13 +164,11 @@ class AsyncOperation(Generic[ResponseT]):
         name: "operations/{id}".
     """
 
-    def __init__(
-        self, transport: Transport, retry: RetryPolicy, proto: Any, response_type: type[ResponseT] | None = None
-    ) -> None:
+    def __init__(self, transport: Transport, retry: RetryPolicy, proto: Any) -> None:
         self._transport = transport
         self._retry = retry
         self._proto = proto
-        self._response_type: type[Any] = response_type or _RESPONSES.get(self.metadata.method, empty_pb2.Empty)
+        self._response_type: type[Any] = _RESPONSES.get(self.metadata.method, empty_pb2.Empty)
         self.name: str = proto.name
 
     @property
@@ -362,17 +421,93 @@ class AsyncClient:
 
     # ---- compression, on files of a workspace ----
 
+    async def create_quant_config(
+        self, workspace: str, config_file: str, model: str, **parameters: Unpack[CreateQuantConfigCall]
+    ) -> AsyncOperation[compression_pb2.CreateQuantConfigResponse]:
+        """Starts create_quant_config on files of a workspace.
+
+        Args:
+            workspace: "workspaces/{id}".
+            config_file: the JSON to write.
+            model: the ONNX model; its external data files lie beside it.
+            **parameters: see modelpress.parameters.
+        """
+        fields = {**parameters, "config_file": config_file, "model": model}
+        return await self._start("CreateQuantConfig", compression_pb2.CreateQuantConfigRequest, workspace, fields)
+
+    async def quantize_preprocess(
+        self,
+        workspace: str,
+        config_file: str,
+        record_file: str,
+        model: str,
+        calibration_data: str,
+        **parameters: Unpack[QuantizePreprocessCall],
+    ) -> AsyncOperation[compression_pb2.QuantizePreprocessResponse]:
+        """Starts quantize_preprocess on files of a workspace.
+
+        Args:
+            workspace: "workspaces/{id}".
+            config_file: the JSON configuration.
+            record_file: the record file to write.
+            model: the ONNX model; its external data files lie beside it.
+            calibration_data: a file or folder; its first batch is used.
+            **parameters: see modelpress.parameters.
+        """
+        fields = {
+            **parameters,
+            "config_file": config_file,
+            "record_file": record_file,
+            "model": model,
+            "calibration_data": calibration_data,
+        }
+        return await self._start("QuantizePreprocess", compression_pb2.QuantizePreprocessRequest, workspace, fields)
+
+    async def quantize_model(
+        self, workspace: str, model: str, **parameters: Unpack[QuantizeModelCall]
+    ) -> AsyncOperation[compression_pb2.QuantizeModelResponse]:
+        """Starts quantize_model on files of a workspace; calibration and save_model follow on request.
+
+        Args:
+            workspace: "workspaces/{id}".
+            model: the ONNX model; its external data files lie beside it.
+            **parameters: see modelpress.parameters.
+        """
+        fields = {**parameters, "model": model}
+        return await self._start("QuantizeModel", compression_pb2.QuantizeModelRequest, workspace, fields)
+
+    async def calibrate(
+        self,
+        workspace: str,
+        record_file: str,
+        config_file: str,
+        calibration_data: str,
+        **parameters: Unpack[CalibrateCall],
+    ) -> AsyncOperation[compression_pb2.CalibrateResponse]:
+        """Starts the calibration of a modified model on files of a workspace.
+
+        Args:
+            workspace: "workspaces/{id}".
+            record_file: the record file of quantize_model; replaced by the completed one.
+            config_file: the JSON configuration.
+            calibration_data: a file or folder.
+            **parameters: see modelpress.parameters.
+        """
+        fields = {
+            **parameters,
+            "record_file": record_file,
+            "config_file": config_file,
+            "calibration_data": calibration_data,
+        }
+        return await self._start("Calibrate", compression_pb2.CalibrateRequest, workspace, fields)
+
     async def save_model(
         self,
         workspace: str,
         modified_onnx_file: str,
         record_file: str,
         save_path: str,
-        *,
-        reference_defects: bool = False,
-        validate_only: bool = False,
-        execution_timeout: float | None = None,
-        request_id: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> AsyncOperation[compression_pb2.SaveModelResponse]:
         """Starts save_model on files of a workspace.
 
@@ -381,125 +516,253 @@ class AsyncClient:
             modified_onnx_file: the modified model; its external data files lie beside it.
             record_file: the record file.
             save_path: prefix of the results' paths.
-            reference_defects: bring back the bytes of the reference where it is wrong.
-            validate_only: check everything and write nothing.
-            execution_timeout: seconds for one attempt; None: the server's limit.
-            request_id: a UUID; the same request with the same id gets the same operation again.
+            **options: see modelpress.parameters.CallOptions.
         """
-        request = compression_pb2.SaveModelRequest(
-            workspace=workspace,
-            modified_onnx_file=modified_onnx_file,
-            record_file=record_file,
-            save_path=save_path,
-            options=_options(reference_defects, validate_only, execution_timeout, request_id),
-        )
-        proto = await self._transport.unary(_SAVE_MODEL, request)
-        return AsyncOperation(self._transport, self._retry, proto, compression_pb2.SaveModelResponse)
+        fields = {
+            **options,
+            "modified_onnx_file": modified_onnx_file,
+            "record_file": record_file,
+            "save_path": save_path,
+        }
+        return await self._start("SaveModel", compression_pb2.SaveModelRequest, workspace, fields)
 
     async def save_prune_retrain_model(
-        self,
-        workspace: str,
-        model: str,
-        save_path: str,
-        *,
-        validate_only: bool = False,
-        execution_timeout: float | None = None,
-        request_id: str | None = None,
+        self, workspace: str, model: str, save_path: str, **options: Unpack[CallOptions]
     ) -> AsyncOperation[compression_pb2.SavePruneRetrainModelResponse]:
         """Starts save_prune_retrain_model on an exported ONNX file of a workspace; arguments as in save_model."""
-        request = compression_pb2.SavePruneRetrainModelRequest(
-            workspace=workspace,
-            model=model,
-            save_path=save_path,
-            options=_options(False, validate_only, execution_timeout, request_id),
+        fields = {**options, "model": model, "save_path": save_path}
+        return await self._start(
+            "SavePruneRetrainModel", compression_pb2.SavePruneRetrainModelRequest, workspace, fields
         )
-        proto = await self._transport.unary(_SAVE_PRUNE_RETRAIN_MODEL, request)
-        return AsyncOperation(self._transport, self._retry, proto, compression_pb2.SavePruneRetrainModelResponse)
 
-    # ---- compression, on local files ----
+    async def _start(self, method: str, message: Any, workspace: str, fields: Mapping[str, Any]) -> AsyncOperation[Any]:
+        rpc: Method[Any] = Method(_COMPRESSION + method, operations_pb2.Operation)
+        proto = await self._transport.unary(rpc, make_request(message, workspace, fields))
+        return AsyncOperation(self._transport, self._retry, proto)
+
+    # ---- compression, on local files: uploads, runs, and downloads the results ----
+
+    async def create_quant_config_files(
+        self, config_file: LocalPath, model: LocalPath, **parameters: Unpack[CreateQuantConfigFilesCall]
+    ) -> SavedConfig:
+        """create_quant_config on local files; arguments as in create_quant_config, see also LocalOptions."""
+        names: dict[str, Any] = dict(parameters)
+
+        def plan(call: LocalCall, _: Path) -> None:
+            names["model"] = call.send_model(model, "model")
+            _send_given(call, names, "config_definition", "module_manifest")
+            names["config_file"] = call.receive(config_file, "config_file", "config")
+
+        response, paths, warnings = await self._run_locally(
+            "CreateQuantConfig", compression_pb2.CreateQuantConfigRequest, names, plan
+        )
+        return SavedConfig(paths[response.config_file.name], warnings)
+
+    async def quantize_preprocess_files(
+        self,
+        config_file: LocalPath,
+        record_file: LocalPath,
+        model: LocalPath,
+        calibration_data: LocalData,
+        **parameters: Unpack[QuantizePreprocessFilesCall],
+    ) -> SavedRecord:
+        """quantize_preprocess on local files; arguments as in quantize_preprocess, see also LocalOptions.
+
+        Args:
+            config_file: the JSON configuration.
+            record_file: the record file to write.
+            model: the ONNX model; its external data files lie beside it.
+            calibration_data: a file, a folder, or arrays; the first batch is used.
+            **parameters: see modelpress.parameters.
+        """
+        names: dict[str, Any] = dict(parameters)
+
+        def plan(call: LocalCall, scratch: Path) -> None:
+            names["model"] = call.send_model(model, "model")
+            names["config_file"] = call.send(config_file, "config_file", "config")
+            names["calibration_data"] = call.send_data(calibration_data, "calibration_data", scratch)
+            _send_given(call, names, "module_manifest")
+            names["record_file"] = call.receive(record_file, "record_file", "record")
+
+        response, paths, warnings = await self._run_locally(
+            "QuantizePreprocess", compression_pb2.QuantizePreprocessRequest, names, plan
+        )
+        return SavedRecord(paths[response.record_file.name], warnings)
+
+    async def quantize_model_files(
+        self, model: LocalPath, **parameters: Unpack[QuantizeModelFilesCall]
+    ) -> QuantizedModel:
+        """quantize_model on local files; arguments as in quantize_model, see also LocalOptions.
+
+        Calibration data is a file, a folder, or arrays: {input: all samples}, or a list of {input: one batch}.
+        """
+        names: dict[str, Any] = dict(parameters)
+        saves = bool(parameters.get("save_path"))
+
+        def plan(call: LocalCall, scratch: Path) -> None:
+            names["model"] = call.send_model(model, "model")
+            _send_given(call, names, "config_file", "config_definition", "module_manifest")
+            for argument in ("calibration_data", "sample_data"):
+                if names.get(argument) is not None:
+                    names[argument] = call.send_data(names[argument], argument, scratch)
+            if not saves or names.get("modified_onnx_file") is not None:
+                modified = names.get("modified_onnx_file") or ""
+                names["modified_onnx_file"] = call.receive(modified, "modified_onnx_file", "modified", with_folder=True)
+            if not saves or names.get("record_file") is not None:
+                record = names.get("record_file") or ""
+                names["record_file"] = call.replace(record, "record_file", "record", needed=False)
+            if saves:
+                names["save_path"] = call.receive_saved(names["save_path"])
+
+        response, paths, warnings = await self._run_locally(
+            "QuantizeModel", compression_pb2.QuantizeModelRequest, names, plan
+        )
+        return QuantizedModel(
+            modified_onnx_file=paths[response.modified_onnx_file.name],
+            record_file=paths[response.record_file.name],
+            external_data=tuple(paths[file.name] for file in response.external_data),
+            config_file=paths.get(response.config_file.name),
+            deploy_model=paths.get(response.deploy_model.name),
+            fake_quant_model=paths.get(response.fake_quant_model.name),
+            report=paths.get(response.report.name),
+            report_html=paths.get(response.report_html.name),
+            warnings=warnings,
+        )
+
+    async def quantize_files(
+        self,
+        model: LocalPath,
+        calibration_data: LocalData,
+        save_path: str,
+        **parameters: Unpack[QuantizeFilesCall],
+    ) -> QuantizedModel:
+        """From a float model to everything in one call: configuration, modified model, record, both models, report.
+
+        Args:
+            model: the ONNX model; its external data files lie beside it.
+            calibration_data: a file, a folder, or arrays.
+            save_path: folder and prefix of all results.
+            **parameters: see modelpress.parameters.
+        """
+        return await self.quantize_model_files(
+            model, calibration_data=calibration_data, save_path=save_path, **parameters
+        )
+
+    async def calibrate_files(
+        self,
+        record_file: LocalPath,
+        config_file: LocalPath,
+        calibration_data: LocalData,
+        **parameters: Unpack[CalibrateFilesCall],
+    ) -> SavedRecord:
+        """Calibrate on local files; arguments as in calibrate, see also LocalOptions.
+
+        Args:
+            record_file: the record file of quantize_model; replaced by the completed one.
+            config_file: the JSON configuration.
+            calibration_data: a file, a folder, or arrays.
+            **parameters: see modelpress.parameters.
+        """
+        names: dict[str, Any] = dict(parameters)
+        kv_cache = not names.get("modified_onnx_file")
+
+        def plan(call: LocalCall, scratch: Path) -> None:
+            if not kv_cache:
+                modified = names["modified_onnx_file"]
+                names["modified_onnx_file"] = call.send_model(modified, "modified_onnx_file", "modified")
+            if kv_cache or names.get("model") is not None:
+                names["model"] = call.send_model(names.get("model") or "", "model")
+            names["config_file"] = call.send(config_file, "config_file", "config")
+            names["calibration_data"] = call.send_data(calibration_data, "calibration_data", scratch)
+            _send_given(call, names, "module_manifest")
+            names["record_file"] = call.replace(record_file, "record_file", "record", needed=not kv_cache)
+
+        response, paths, warnings = await self._run_locally("Calibrate", compression_pb2.CalibrateRequest, names, plan)
+        return SavedRecord(paths[response.record_file.name], warnings)
 
     async def save_model_files(
         self,
         modified_onnx_file: LocalPath,
         record_file: LocalPath,
         save_path: str,
-        *,
-        workspace: str | None = None,
-        reference_defects: bool = False,
-        progress: ProgressCallback | None = None,
+        **options: Unpack[LocalOptions],
     ) -> SavedModels:
-        """save_model on local files: uploads, runs, and downloads the results beside `save_path`.
+        """save_model on local files.
 
         Args:
             modified_onnx_file: the modified model; its external data files lie beside it.
             record_file: the record file.
             save_path: folder and prefix as documented; missing folders are made, files there are replaced.
-            workspace: a workspace to use and keep; None: a temporary one.
-            reference_defects: bring back the bytes of the reference where it is wrong.
-            progress: called for uploads, the operation's stages and downloads.
+            **options: see modelpress.parameters.LocalOptions.
         """
-        target = SavePath.parse(save_path)
-        model = require_file(Path(modified_onnx_file), "modified_onnx_file")
-        record = require_file(Path(record_file), "record_file")
-        external = await self._external_files(model)
-        async with self._workspace(workspace) as name:
-            model_name = await self._upload_model(name, model, external, progress)
-            record_name = f"record/{record.name}"
-            await self.upload_file(name, record_name, record, progress=progress)
-            operation = await self.save_model(
-                name, model_name, record_name, f"results/{target.prefix}", reference_defects=reference_defects
-            )
-            return await self._finish(operation, name, target, progress)
+        names: dict[str, Any] = dict(options)
+
+        def plan(call: LocalCall, _: Path) -> None:
+            names["save_path"] = call.receive_saved(save_path)
+            names["modified_onnx_file"] = call.send_model(modified_onnx_file, "modified_onnx_file")
+            names["record_file"] = call.send(record_file, "record_file", "record")
+
+        return _saved_models(*await self._run_locally("SaveModel", compression_pb2.SaveModelRequest, names, plan))
 
     async def save_prune_retrain_model_files(
-        self,
-        model: LocalPath,
-        save_path: str,
-        *,
-        workspace: str | None = None,
-        progress: ProgressCallback | None = None,
+        self, model: LocalPath, save_path: str, **options: Unpack[LocalOptions]
     ) -> SavedModels:
         """save_prune_retrain_model on a local, exported ONNX file; arguments as in save_model_files."""
-        target = SavePath.parse(save_path)
-        local = require_file(Path(model), "model")
-        external = await self._external_files(local)
-        async with self._workspace(workspace) as name:
-            model_name = await self._upload_model(name, local, external, progress)
-            operation = await self.save_prune_retrain_model(name, model_name, f"results/{target.prefix}")
-            return await self._finish(operation, name, target, progress)
+        names: dict[str, Any] = dict(options)
 
-    async def _external_files(self, model: Path) -> list[str]:
-        locations = await self._transport.call(lambda: external_files(model))
-        for location in locations:
-            require_file(model.parent / location, f"external data of {model}")
-        return locations
+        def plan(call: LocalCall, _: Path) -> None:
+            names["save_path"] = call.receive_saved(save_path)
+            names["model"] = call.send_model(model, "model")
 
-    async def _upload_model(
-        self, workspace: str, model: Path, external: list[str], show: ProgressCallback | None
-    ) -> str:
-        for location in external:
-            name = posixpath.normpath(f"model/{location}")
-            await self.upload_file(workspace, name, model.parent / location, progress=show)
-        await self.upload_file(workspace, f"model/{model.name}", model, progress=show)
-        return f"model/{model.name}"
+        return _saved_models(
+            *await self._run_locally("SavePruneRetrainModel", compression_pb2.SavePruneRetrainModelRequest, names, plan)
+        )
 
-    async def _finish(
-        self, operation: AsyncOperation[Any], workspace: str, target: SavePath, show: ProgressCallback | None
-    ) -> SavedModels:
-        try:
-            response = await operation.result(progress=show)
-        except BaseException:  # Ctrl-C and asyncio's cancellation too: the server should not go on for nobody
-            await self._end(operation)
-            raise
-        files = [response.deploy_model, response.fake_quant_model, *response.external_data, response.report]
-        base = f"{workspace}/files/results/"
-        paths = [target.folder / file.name.removeprefix(base) for file in files]
+    async def _run_locally(
+        self,
+        method: str,
+        message: Any,
+        fields: dict[str, Any],
+        plan: Callable[[LocalCall, Path], None],
+    ) -> tuple[Any, dict[str, Path], tuple[str, ...]]:
+        """Sends what `plan` wants sent, runs, and puts the results where it wants them.
+
+        `plan` replaces the local paths in `fields` by names in the workspace, and may write files into a folder that
+        it is given. Returns the response, the local path of every file it names, and the warnings.
+        """
+        workspace = fields.pop("workspace", None)
+        show: ProgressCallback | None = fields.pop("progress", None)
+        call = LocalCall()
+        with tempfile.TemporaryDirectory(prefix="modelpress-") as scratch:
+            await self._transport.call(lambda: plan(call, Path(scratch)))
+            async with self._workspace(workspace) as name:
+                for path, local in call.inputs:
+                    await self.upload_file(name, path, local, progress=show)
+                for path in call.absent:
+                    with suppress(errors.NotFound):
+                        await self.delete_file(f"{name}/files/{path}")
+                operation = await self._start(method, message, name, fields)
+                try:
+                    response = await operation.result(progress=show)
+                except BaseException:  # Ctrl-C and asyncio's cancellation too: the server should not go on for nobody
+                    await self._end(operation)
+                    raise
+                paths = await self._fetch(response, f"{name}/files/", call, show)
+        return response, paths, tuple(operation.metadata.warnings)
+
+    async def _fetch(self, response: Any, base: str, call: LocalCall, show: ProgressCallback | None) -> dict[str, Path]:
+        paths: dict[str, Path] = {}
+        for file in _files_in(response):
+            path = call.path_of(file.name.removeprefix(base))
+            if path in paths.values():
+                raise ValueError(f"two results would be written to {path}; give them different names")
+            paths[file.name] = path
         with Outputs() as outputs:
-            await self._transport.call(target.make_folder)
-            for file, path in zip(files, paths, strict=True):
-                await self._download(file.name, path, outputs, show)
+            for name, path in paths.items():
+                await self._transport.call(partial(make_folder, path.parent))
+                await self._download(name, path, outputs, show)
             await self._transport.call(outputs.commit)
-        return SavedModels(paths[0], paths[1], tuple(paths[2:-1]), paths[-1], tuple(operation.metadata.warnings))
+        return paths
 
     async def _end(self, operation: AsyncOperation[Any]) -> None:
         with suppress(errors.Error, TimeoutError):  # the first failure is the one to tell
@@ -553,15 +816,27 @@ def _upload_messages(
         _report(show, offset + len(data), upload.size_bytes)
 
 
-def _options(
-    reference_defects: bool, validate_only: bool, execution_timeout: float | None, request_id: str | None
-) -> compression_pb2.CallOptions:
-    options = compression_pb2.CallOptions(
-        request_id=request_id or _new_id(), validate_only=validate_only, reference_defects=reference_defects
+def _send_given(call: LocalCall, names: dict[str, Any], *arguments: str) -> None:
+    """Sends the files of those arguments that are given."""
+    for argument in arguments:
+        if names.get(argument) is not None:
+            names[argument] = call.send(names[argument], argument, argument)
+
+
+def _files_in(response: Any) -> Iterator[Any]:
+    """The files that a response names."""
+    for _, value in response.ListFields():
+        yield from [value] if isinstance(value, workspaces_pb2.File) else value
+
+
+def _saved_models(response: Any, paths: Mapping[str, Path], warnings: tuple[str, ...]) -> SavedModels:
+    return SavedModels(
+        deploy_model=paths[response.deploy_model.name],
+        fake_quant_model=paths[response.fake_quant_model.name],
+        external_data=tuple(paths[file.name] for file in response.external_data),
+        report=paths[response.report.name],
+        warnings=warnings,
     )
-    if execution_timeout is not None:
-        options.execution_timeout.FromTimedelta(timedelta(seconds=execution_timeout))
-    return options
 
 
 def _new_id() -> str:

@@ -1,9 +1,32 @@
 """The blocking client: the methods of `modelpress.AsyncClient` without the event loop."""
 
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, Unpack
 
-from modelpress.aio import AsyncClient, AsyncOperation, LocalPath, SavedModels, channel_arguments
+from modelpress.aio import (
+    AsyncClient,
+    AsyncOperation,
+    QuantizedModel,
+    SavedConfig,
+    SavedModels,
+    SavedRecord,
+    channel_arguments,
+)
+from modelpress.parameters import (
+    CalibrateCall,
+    CalibrateFilesCall,
+    CallOptions,
+    CreateQuantConfigCall,
+    CreateQuantConfigFilesCall,
+    LocalData,
+    LocalOptions,
+    LocalPath,
+    QuantizeFilesCall,
+    QuantizeModelCall,
+    QuantizeModelFilesCall,
+    QuantizePreprocessCall,
+    QuantizePreprocessFilesCall,
+)
 from modelpress.progress import ProgressCallback
 from modelpress.transport import BlockingTransport, RetryPolicy, run_blocking
 from modelpress.v1 import compression_pb2, operations_pb2, workspaces_pb2
@@ -119,83 +142,117 @@ class Client:
         """Forgets a finished operation."""
         run_blocking(self._client.delete_operation(name))
 
+    def create_quant_config(
+        self, workspace: str, config_file: str, model: str, **parameters: Unpack[CreateQuantConfigCall]
+    ) -> Operation[compression_pb2.CreateQuantConfigResponse]:
+        """Starts create_quant_config on files of a workspace."""
+        coroutine = self._client.create_quant_config(workspace, config_file, model, **parameters)
+        return Operation(run_blocking(coroutine))
+
+    def quantize_preprocess(
+        self,
+        workspace: str,
+        config_file: str,
+        record_file: str,
+        model: str,
+        calibration_data: str,
+        **parameters: Unpack[QuantizePreprocessCall],
+    ) -> Operation[compression_pb2.QuantizePreprocessResponse]:
+        """Starts quantize_preprocess on files of a workspace."""
+        coroutine = self._client.quantize_preprocess(
+            workspace, config_file, record_file, model, calibration_data, **parameters
+        )
+        return Operation(run_blocking(coroutine))
+
+    def quantize_model(
+        self, workspace: str, model: str, **parameters: Unpack[QuantizeModelCall]
+    ) -> Operation[compression_pb2.QuantizeModelResponse]:
+        """Starts quantize_model on files of a workspace; calibration and save_model follow on request."""
+        return Operation(run_blocking(self._client.quantize_model(workspace, model, **parameters)))
+
+    def calibrate(
+        self,
+        workspace: str,
+        record_file: str,
+        config_file: str,
+        calibration_data: str,
+        **parameters: Unpack[CalibrateCall],
+    ) -> Operation[compression_pb2.CalibrateResponse]:
+        """Starts the calibration of a modified model on files of a workspace."""
+        coroutine = self._client.calibrate(workspace, record_file, config_file, calibration_data, **parameters)
+        return Operation(run_blocking(coroutine))
+
     def save_model(
         self,
         workspace: str,
         modified_onnx_file: str,
         record_file: str,
         save_path: str,
-        *,
-        reference_defects: bool = False,
-        validate_only: bool = False,
-        execution_timeout: float | None = None,
-        request_id: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> Operation[compression_pb2.SaveModelResponse]:
         """Starts save_model on files of a workspace."""
-        coroutine = self._client.save_model(
-            workspace,
-            modified_onnx_file,
-            record_file,
-            save_path,
-            reference_defects=reference_defects,
-            validate_only=validate_only,
-            execution_timeout=execution_timeout,
-            request_id=request_id,
-        )
+        coroutine = self._client.save_model(workspace, modified_onnx_file, record_file, save_path, **options)
         return Operation(run_blocking(coroutine))
 
     def save_prune_retrain_model(
-        self,
-        workspace: str,
-        model: str,
-        save_path: str,
-        *,
-        validate_only: bool = False,
-        execution_timeout: float | None = None,
-        request_id: str | None = None,
+        self, workspace: str, model: str, save_path: str, **options: Unpack[CallOptions]
     ) -> Operation[compression_pb2.SavePruneRetrainModelResponse]:
         """Starts save_prune_retrain_model on an exported ONNX file of a workspace."""
-        coroutine = self._client.save_prune_retrain_model(
-            workspace,
-            model,
-            save_path,
-            validate_only=validate_only,
-            execution_timeout=execution_timeout,
-            request_id=request_id,
-        )
+        coroutine = self._client.save_prune_retrain_model(workspace, model, save_path, **options)
         return Operation(run_blocking(coroutine))
+
+    def create_quant_config_files(
+        self, config_file: LocalPath, model: LocalPath, **parameters: Unpack[CreateQuantConfigFilesCall]
+    ) -> SavedConfig:
+        """create_quant_config on local files."""
+        return run_blocking(self._client.create_quant_config_files(config_file, model, **parameters))
+
+    def quantize_preprocess_files(
+        self,
+        config_file: LocalPath,
+        record_file: LocalPath,
+        model: LocalPath,
+        calibration_data: LocalData,
+        **parameters: Unpack[QuantizePreprocessFilesCall],
+    ) -> SavedRecord:
+        """quantize_preprocess on local files."""
+        coroutine = self._client.quantize_preprocess_files(
+            config_file, record_file, model, calibration_data, **parameters
+        )
+        return run_blocking(coroutine)
+
+    def quantize_model_files(self, model: LocalPath, **parameters: Unpack[QuantizeModelFilesCall]) -> QuantizedModel:
+        """quantize_model on local files."""
+        return run_blocking(self._client.quantize_model_files(model, **parameters))
+
+    def quantize_files(
+        self, model: LocalPath, calibration_data: LocalData, save_path: str, **parameters: Unpack[QuantizeFilesCall]
+    ) -> QuantizedModel:
+        """From a float model to everything in one call."""
+        return run_blocking(self._client.quantize_files(model, calibration_data, save_path, **parameters))
+
+    def calibrate_files(
+        self,
+        record_file: LocalPath,
+        config_file: LocalPath,
+        calibration_data: LocalData,
+        **parameters: Unpack[CalibrateFilesCall],
+    ) -> SavedRecord:
+        """Calibrate on local files."""
+        return run_blocking(self._client.calibrate_files(record_file, config_file, calibration_data, **parameters))
 
     def save_model_files(
         self,
         modified_onnx_file: LocalPath,
         record_file: LocalPath,
         save_path: str,
-        *,
-        workspace: str | None = None,
-        reference_defects: bool = False,
-        progress: ProgressCallback | None = None,
+        **options: Unpack[LocalOptions],
     ) -> SavedModels:
         """save_model on local files: uploads, runs, and downloads the results beside `save_path`."""
-        coroutine = self._client.save_model_files(
-            modified_onnx_file,
-            record_file,
-            save_path,
-            workspace=workspace,
-            reference_defects=reference_defects,
-            progress=progress,
-        )
-        return run_blocking(coroutine)
+        return run_blocking(self._client.save_model_files(modified_onnx_file, record_file, save_path, **options))
 
     def save_prune_retrain_model_files(
-        self,
-        model: LocalPath,
-        save_path: str,
-        *,
-        workspace: str | None = None,
-        progress: ProgressCallback | None = None,
+        self, model: LocalPath, save_path: str, **options: Unpack[LocalOptions]
     ) -> SavedModels:
         """save_prune_retrain_model on a local, exported ONNX file."""
-        coroutine = self._client.save_prune_retrain_model_files(
-            model, save_path, workspace=workspace, progress=progress
-        )
-        return run_blocking(coroutine)
+        return run_blocking(self._client.save_prune_retrain_model_files(model, save_path, **options))

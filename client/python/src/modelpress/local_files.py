@@ -64,11 +64,12 @@ class SavePath:
             )
         return cls(resolved.parent, resolved.name)
 
-    def make_folder(self) -> None:
-        """Creates missing folders: the last with mode 0750, those above with 0777, both less umask."""
-        if not self.folder.is_dir():
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self.folder.mkdir(mode=_LAST_FOLDER_MODE, exist_ok=True)
+
+def make_folder(folder: Path) -> None:
+    """Creates missing folders: the last with mode 0750, those above with 0777, both less umask."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=_LAST_FOLDER_MODE, exist_ok=True)
 
 
 @dataclass
