@@ -1,23 +1,24 @@
-"""Quantizes a real network through a modelpressd of its own, and measures what that costs in accuracy.
+"""Quantizes a real float network through a modelpressd of its own, and measures what that costs in accuracy.
 
-Without arguments: the digits network of examples/digits. With --model and --data: a float network of a data folder, for
-which a record with plain ranges is made first. The results stay in --out.
+Without arguments: the digits network of examples/digits, with scikit-learn's images. With --model and --data: a float
+network of a data folder. The results, and a report to look at, stay in --out.
 """
 
 import argparse
 import contextlib
+import json
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import folder_data
 import grpc
 import numpy as np
-from folder_data import Samples
+from folder_data import CALIBRATION_SAMPLES, Samples, Task
 from modelpress import Client, Error, progress_bar
 from numpy.typing import NDArray
 from onnx_pair import onnxruntime
@@ -31,42 +32,26 @@ SERVING = b"\x08\x01"
 
 
 class Job(NamedTuple):
-    """What is quantized and what it is tested on."""
+    """What is quantized, and the data for it."""
 
-    float_model: Path
-    modified_model: Path
-    record: Path
-    test: Samples
+    model: Path
+    task: Task
 
 
 def digits_job() -> Job:
-    """The committed network, on scikit-learn's test images."""
+    """The committed network; calibrated on some of scikit-learn's training images, tested on its test images."""
     import digits_data
 
     data = digits_data.load()
-    samples = Samples({"images": data.test_images}, data.test_labels)
-    return Job(DIGITS / "model.onnx", DIGITS / "modified.onnx", DIGITS / "record.txt", samples)
+    some = slice(CALIBRATION_SAMPLES)
+    calibration = Samples({"images": data.train_images[some]}, data.train_labels[some])
+    return Job(DIGITS / "model.onnx", Task(calibration, Samples({"images": data.test_images}, data.test_labels)))
 
 
-def folder_job(data: Path, name: str, out: Path) -> Job:
-    """A network of a data folder: names its nodes and calibrates it."""
-    import max_range_record
-    from onnx_pair import onnx
-
+def folder_job(data: Path, name: str) -> Job:
+    """A network of a data folder."""
     path = folder_data.find_model(data, name)
-    task = folder_data.load(data, path)
-    model = onnx.load(path)
-    max_range_record.name_nodes(model)
-    begin = time.monotonic()
-    session = open_model(path)
-    try:
-        layers = max_range_record.write_record(model, batches(session, task.calibration), out / "record.txt")
-    except ValueError as error:
-        raise SystemExit(f"{path.name}: {error}") from None
-    onnx.save(model, out / "modified.onnx")
-    count = len(next(iter(task.calibration.inputs.values())))
-    print(f"calibrated {len(layers)} layers on {count} samples in {time.monotonic() - begin:.1f} s")
-    return Job(path, out / "modified.onnx", out / "record.txt", task.test)
+    return Job(path, folder_data.load(data, path))
 
 
 @contextlib.contextmanager
@@ -133,6 +118,15 @@ def batches(session: Any, samples: Samples) -> Iterator[dict[str, NDArray[Any]]]
             yield {name: array[begin : begin + BATCH] for name, array in samples.inputs.items()}
 
 
+def calibration_data(model: Path, samples: Samples) -> dict[str, NDArray[Any]]:
+    """The samples as the service takes them (docs/calibration_data.md)."""
+    session = open_model(model)
+    if all(value.shape[0] == 1 or not isinstance(value.shape[0], int) for value in session.get_inputs()):
+        return samples.inputs
+    # An input whose first axis counts no samples, such as a state: batch by batch.
+    return {f"{name}__{i}": array for i, batch in enumerate(batches(session, samples)) for name, array in batch.items()}
+
+
 def run(path: Path, samples: Samples) -> NDArray[Any]:
     """The first output for every sample, [samples, ...]."""
     session = open_model(path)
@@ -141,13 +135,14 @@ def run(path: Path, samples: Samples) -> NDArray[Any]:
 
 def compare(job: Job, fake_quant: Path) -> None:
     """Prints what quantization did to the network's answers."""
-    expected, actual = run(job.float_model, job.test), run(fake_quant, job.test)
+    test = job.task.test
+    expected, actual = run(job.model, test), run(fake_quant, test)
     count = len(expected)
-    if job.test.labels is not None:
+    if test.labels is not None:
         before, after = expected.argmax(1), actual.argmax(1)
-        print(f"on {count} test samples:")
-        print(f"  top-1 float model      {(before == job.test.labels).mean():7.2%}")
-        print(f"  top-1 fake-quant model {(after == job.test.labels).mean():7.2%}")
+        print(f"on {count} test samples, in ONNX Runtime:")
+        print(f"  top-1 float model      {(before == test.labels).mean():7.2%}")
+        print(f"  top-1 fake-quant model {(after == test.labels).mean():7.2%}")
         print(f"  same answer            {(before == after).mean():7.2%}")
         return
     a, b = expected.reshape(count, -1).astype(np.float64), actual.reshape(count, -1).astype(np.float64)
@@ -157,6 +152,18 @@ def compare(job: Job, fake_quant: Path) -> None:
     print(
         f"cosine of float and fake-quant output on {count} samples: mean {cosine.mean():.4f}, least {cosine.min():.4f}"
     )
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Prints what the report says first: how much was quantized, which layer suffers most, and every warning."""
+    layers = {layer["name"]: layer for layer in report["layers"]}
+    print(f"{sum(layer['quantized'] for layer in layers.values())} of {len(layers)} layers quantized")
+    if report["worst_first"]:
+        worst = report["worst_first"][0]
+        sqnr = layers[worst]["error"]["sqnr_db"]
+        print(f"worst layer: {worst}, " + ("no error" if sqnr is None else f"signal to noise {sqnr:.1f} dB"))
+    for warning in report["warnings"]:
+        print(f"warning: {warning}")
 
 
 def main() -> None:
@@ -172,52 +179,31 @@ def main() -> None:
         parser.error("--model and --data belong together")
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    job = digits_job() if arguments.model is None else folder_job(arguments.data, arguments.model, out)
+    job = digits_job() if arguments.model is None else folder_job(arguments.data, arguments.model)
+    data = calibration_data(job.model, job.task.calibration)
 
     with contextlib.ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelpress-demo-")))
         target = stack.enter_context(server(temporary))
         client = stack.enter_context(Client(target))
         show = stack.enter_context(progress_bar("demo"))
+        begin = time.monotonic()
         try:
-            workspace = client.create_workspace("demo").name
-
-            def upload() -> None:
-                client.upload_file(workspace, "model/modified.onnx", job.modified_model, progress=show)
-                client.upload_file(workspace, "record/record.txt", job.record, progress=show)
-
-            upload_s, _ = timed(upload)
-            operation = client.save_model(workspace, "model/modified.onnx", "record/record.txt", "results/model")
-            operation_s, response = timed(lambda: operation.result(progress=show))
-
-            def download() -> None:
-                for file in (
-                    response.deploy_model,
-                    response.fake_quant_model,
-                    *response.external_data,
-                    response.report,
-                ):
-                    client.download_file(file.name, out / Path(file.name).name, progress=show)
-
-            download_s, _ = timed(download)
+            files = client.quantize_files(job.model, data, str(out / "model"), progress=show)
         except Error as error:
             raise SystemExit(f"modelpress: {error}") from None
-        for warning in operation.metadata.warnings:
-            print(f"warning: {warning}")
-
-    deploy, fake_quant = out / "model_deploy_model.onnx", out / "model_fake_quant_model.onnx"
-    print(f"upload {upload_s:.2f} s, save_model {operation_s:.2f} s, download {download_s:.2f} s")
-    sizes = {"float model": job.float_model, "deploy model": deploy, "fake-quant model": fake_quant}
+        seconds = time.monotonic() - begin
+    # All are there where a call has a save_path.
+    deploy, fake_quant, report, page = (
+        path for path in (files.deploy_model, files.fake_quant_model, files.report, files.report_html) if path
+    )
+    samples = len(next(iter(job.task.calibration.inputs.values())))
+    print(f"{job.model.name} quantized with {samples} samples in {seconds:.1f} s, upload and download included")
+    sizes = {"float model": job.model, "deploy model": deploy, "fake-quant model": fake_quant}
     print(", ".join(f"{name} {path.stat().st_size:,} bytes" for name, path in sizes.items()))
+    print_report(json.loads(report.read_text(encoding="utf-8")))
     compare(job, fake_quant)
-    print(f"the files are in {out.resolve()}")
-
-
-def timed(action: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that the action took, and its result."""
-    begin = time.monotonic()
-    result = action()
-    return time.monotonic() - begin, result
+    print(f"the files are in {out.resolve()}; look at {page.resolve()}")
 
 
 if __name__ == "__main__":

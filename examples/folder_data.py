@@ -5,7 +5,7 @@ Each network's preprocessing is the one it was trained with. Networks without la
 
 import csv
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,21 +50,32 @@ def _mobilenet(image: Image.Image) -> NDArray[np.float32]:
     return _planes(_crop_224(image) / np.float32(127.5) - 1)
 
 
-def _fastestdet(image: Image.Image) -> NDArray[np.float32]:
+def resized_352(image: Image.Image) -> NDArray[np.float32]:
+    """For fastestdet: the whole image at 352x352, blue first, 0..1."""
     pixels = np.asarray(image.resize((352, 352), Image.Resampling.BILINEAR), dtype=np.float32)
     return _planes(pixels[:, :, ::-1] / 255)
 
 
+def photo_list(data: Path, part: str) -> list[dict[str, str]]:
+    """Rows of imagenet/PART.csv; part is "calib" or "eval"."""
+    with (data / "imagenet" / f"{part}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def photos(data: Path, part: str, rows: Iterable[dict[str, str]], preprocess: Preprocess) -> NDArray[np.float32]:
+    """The photos of some rows of photo_list as a network takes them, [photos, 3, height, width]."""
+    images = []
+    for row in rows:
+        with Image.open(data / "imagenet" / part / row["file"]) as image:
+            images.append(preprocess(image.convert("RGB")))
+    return np.stack(images)
+
+
 def _photos(data: Path, input_name: str, preprocess: Preprocess, *, labelled: bool, limit: int | None = None) -> Task:
     def samples(part: str) -> Samples:
-        with (data / "imagenet" / f"{part}.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))[:limit]
-        images = []
-        for row in rows:
-            with Image.open(data / "imagenet" / part / row["file"]) as image:
-                images.append(preprocess(image.convert("RGB")))
+        rows = photo_list(data, part)[:limit]
         labels = np.array([int(row["class_index"]) for row in rows]) if labelled else None
-        return Samples({input_name: np.stack(images)}, labels)
+        return Samples({input_name: photos(data, part, rows, preprocess)}, labels)
 
     return Task(samples("calib"), samples("eval"))
 
@@ -89,12 +100,17 @@ def _magika(data: Path) -> Task:
     return Task(samples("calib"), samples("eval"))
 
 
-def _silero(data: Path) -> Task:
-    """Every chunk on its own, from a zero state."""
+def speech_chunks(data: Path) -> NDArray[np.float32]:
+    """The speech as silero_vad takes it, [chunks, 576]: 64 samples of the chunk before, 512 new ones."""
     with wave.open(str(data / "speech" / "vad_30s_16k.wav")) as file:
         audio = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / 32768
     audio = np.concatenate([np.zeros(64, np.float32), audio])
-    chunks = np.stack([audio[begin : begin + 576] for begin in range(0, len(audio) - 576, 512)]).astype(np.float32)
+    return np.stack([audio[begin : begin + 576] for begin in range(0, len(audio) - 575, 512)])
+
+
+def _silero(data: Path) -> Task:
+    """Every chunk on its own, from a zero state."""
+    chunks = speech_chunks(data)
 
     def samples(part: NDArray[np.float32]) -> Samples:
         return Samples({"input": part, "state": np.zeros((len(part), 2, 1, 128), np.float32)}, None)
@@ -107,7 +123,7 @@ _TASKS: dict[str, Callable[[Path], Task]] = {
     "mobilenet_v1_0.25_224": lambda data: _photos(data, "input", _mobilenet, labelled=True),
     "cifar10_resnet20": _cifar10,
     "cifar10_vit": _cifar10,
-    "fastestdet_352": lambda data: _photos(data, "input.1", _fastestdet, labelled=False, limit=100),
+    "fastestdet_352": lambda data: _photos(data, "input.1", resized_352, labelled=False, limit=100),
     "magika_v3_3": _magika,
     "silero_vad_16k": _silero,
 }

@@ -1,22 +1,14 @@
-"""Trains a small residual network on scikit-learn's digits and writes what the demo starts from: examples/digits/.
+"""Trains the demo's network, a small residual one on scikit-learn's digits, and exports it: examples/digits/model.onnx.
 
-Files: model.onnx (float, runs in ONNX Runtime), modified.onnx (the same network as save_model takes it: nodes under
-their modules' paths, data types marked), record.txt (quantization factors from plain ranges). Takes some seconds on a
-CPU, and gives the same network each time.
+Takes some seconds on a CPU, and gives the same network each time.
 """
 
 import argparse
-import re
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import digits_data
-import max_range_record
 import torch
 from modelpress.torch import export
-from onnx import helper
-from onnx_pair import onnx
 from torch import nn
 from torch.nn import functional
 
@@ -81,38 +73,8 @@ def train(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
-def module_path(node_name: str) -> str:
-    """The module behind an exporter's node name: "/a/a.0/conv/Conv" to "a.0.conv" (docs/spec/save.md section 14.2)."""
-    path: list[str] = []
-    for part in node_name.strip("/").split("/")[:-1]:
-        if path and part.startswith(path[-1] + "."):
-            path[-1] = part
-        else:
-            path.append(part)
-    return ".".join(path)
-
-
-def modify(model: Any) -> Any:
-    """The modified model: recorded layers under their modules' paths and marked with their data type.
-
-    Initializers are no longer listed as inputs, as in the files that quantize_model writes.
-    """
-    modified = onnx.ModelProto()
-    modified.CopyFrom(model)
-    initializers = {tensor.name for tensor in modified.graph.initializer}
-    inputs = [value for value in modified.graph.input if value.name not in initializers]
-    del modified.graph.input[:]
-    modified.graph.input.extend(inputs)
-    layers = {layer.name for layer in max_range_record.find_layers(modified)}
-    for node in modified.graph.node:
-        if node.name in layers:
-            node.name = module_path(node.name)
-            assert re.fullmatch(r"[\w.]+", node.name), node.name
-    return modified
-
-
 def main() -> None:
-    """Trains, tests, exports, calibrates."""
+    """Trains, tests, exports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "digits")
     out: Path = parser.parse_args().out
@@ -127,19 +89,10 @@ def main() -> None:
     if accuracy < MIN_ACCURACY:
         raise SystemExit(f"below {MIN_ACCURACY:.0%}: nothing written")
 
-    with tempfile.TemporaryDirectory() as folder:
-        exported = Path(folder) / "model.onnx"
-        sample = torch.from_numpy(data.test_images[:1])
-        export(model, exported, sample, ["images"], ["logits"], {"images": {0: "n"}, "logits": {0: "n"}})
-        float_model = onnx.load(exported)
-    modified = modify(float_model)
-    layers = max_range_record.write_record(modified, [{"images": data.train_images}], out / "record.txt")
-    for node in modified.graph.node:
-        if node.name in layers:
-            node.attribute.append(helper.make_attribute("op_data_type", "float"))
-    onnx.save(float_model, out / "model.onnx")
-    onnx.save(modified, out / "modified.onnx")
-    print(f"wrote model.onnx, modified.onnx and record.txt ({len(layers)} layers) to {out}")
+    sample = torch.from_numpy(data.test_images[:1])
+    path = out / "model.onnx"
+    export(model, path, sample, ["images"], ["logits"], {"images": {0: "n"}, "logits": {0: "n"}})
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -81,14 +81,15 @@ case $command in
   bench)
     build release
     use_build release
+    cd "$caller_dir"
     exec python3 /src/tests/bench/run.py "$@"
     ;;
   lint) exec /src/scripts/lint.sh ;;
   fmt)
     cd /src
     find api engine server client tests -name '*.h' -o -name '*.cc' | xargs clang-format -i
-    ruff format -q client/python tests examples
-    ruff check -q --fix client/python tests examples
+    ruff format -q --no-cache --config client/python/pyproject.toml client/python tests examples scripts
+    ruff check -q --no-cache --config client/python/pyproject.toml --fix client/python tests examples scripts
     ;;
   shell)
     use_build release

@@ -1,4 +1,4 @@
-"""Runs the benchmarks: `./dev bench [NAME] [--json]`.
+"""Runs the benchmarks: `./dev bench [NAME] [--json] [--data DIR]`.
 
 Every benchmark measures something real beside what it is compared with, in the same run and by turns, so that both
 meet the same load. The figures of a comparison are medians; the aims (docs/benchmarks.md) are printed beside them and
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(1, str(Path(__file__).parents[2] / "examples"))
 
-from tests.bench import make_models
+from tests.bench import accuracy, calibration, make_models
 from tests.e2e.server_process import GOLDEN_SAVE, ServerProcess
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ class Bench:
     `cache` keeps models between runs; all temporary files lie in it too, so that all use the same disk.
     """
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, options: argparse.Namespace) -> None:
         self.cache = cache
+        self.options = options
 
     @contextmanager
     def server(self) -> Iterator[tuple[ServerProcess, Path]]:
@@ -250,6 +252,14 @@ class Bench:
         )
         return result
 
+    def accuracy(self) -> Result:
+        """Accuracy, time and memory of quantization beside onnxruntime.quantization."""
+        return accuracy.measure(self.cache, self.options.data, self.options.networks, self.options.limit)
+
+    def calibration(self) -> Result:
+        """Time of calibration beside plain inference, and peak memory for few and many samples."""
+        return calibration.measure(self.cache, self.options.data, self.options.networks)
+
 
 BENCHMARKS: dict[str, Callable[[Bench], Result]] = {
     "kernels": Bench.kernels,
@@ -257,6 +267,8 @@ BENCHMARKS: dict[str, Callable[[Bench], Result]] = {
     "transfer": Bench.transfer,
     "tiny": Bench.tiny,
     "polls": Bench.polls,
+    "accuracy": Bench.accuracy,
+    "calibration": Bench.calibration,
 }
 
 
@@ -267,6 +279,10 @@ def main() -> None:
     parser.add_argument(
         "--json", action="store_true", help="print every single measurement as JSON, and the tables to stderr"
     )
+    networks = parser.add_argument_group("accuracy and calibration")
+    networks.add_argument("--data", type=Path, help="folder with networks and data (docs/benchmarks.md)")
+    networks.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="only these")
+    networks.add_argument("--limit", type=int, help="at most so many test samples, for a quick look")
     arguments = parser.parse_args()
     names = list(BENCHMARKS) if arguments.name == "all" else [arguments.name]
     tables = sys.stderr if arguments.json else sys.stdout
@@ -274,7 +290,7 @@ def main() -> None:
         print(f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f} before the first measurement")
         cache = Path(os.environ.get("MODELPRESS_BUILD_ROOT", temporary)) / "bench"
         cache.mkdir(exist_ok=True)
-        bench = Bench(cache)
+        bench = Bench(cache, arguments)
         results = {name: BENCHMARKS[name](bench) for name in names}
     if arguments.json:
         print(json.dumps(results, indent=1))
