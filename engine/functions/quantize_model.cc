@@ -114,6 +114,7 @@ class QuantizeModelRun {
       inputs_read_.insert(call_.config_definition);
     }
     AddWarnings(text->warnings);
+    deviations_.insert(text->deviations.begin(), text->deviations.end());
     const std::string file = new_config_file_.WorkspaceName();
     MP_ASSIGN_OR_RETURN(config_, ReadQuantConfig(catalog, text->json, file, context_.defects));
     MP_ASSIGN_OR_RETURN(result_.config_file, WriteText(context_, new_config_file_, text->json));
@@ -204,6 +205,19 @@ class QuantizeModelRun {
                        [&](const ConfiguredLayer& other) { return other.rule->weight >= 0 && IsFloat16(graph, other); });
   }
 
+  // What this call did otherwise than the reference.
+  std::set<std::string> Deviations() const {
+    std::set<std::string> deviations = deviations_;
+    deviations.insert(model_->layers.deviations.begin(), model_->layers.deviations.end());
+    if (!weights_.adaround_layers.empty() && !context_.defects.leaves_soft_weights) {
+      deviations.insert("weights learnt by AdaRound are rounded at the end (ptq.md 10)");
+    }
+    if (config_.force_fp16_quant && !context_.defects.omits_precision_mode) {
+      deviations.insert("the record says that its scales are made for FORCE_FP16_QUANT (ptq.md 8.3)");
+    }
+    return deviations;
+  }
+
   // save_model on what was just written, its report completed with what only this call knows.
   absl::Status Save() {
     std::map<std::string, std::string> paths;
@@ -216,7 +230,7 @@ class QuantizeModelRun {
     const FileSet files(std::move(paths));
     CallContext context = context_;
     context.files = &files;
-    ReportExtension extension{.function = "quantize_model", .inputs = inputs_read_, .html = true};
+    ReportExtension extension{.function = "quantize_model", .inputs = inputs_read_, .deviations = Deviations(), .html = true};
     extension.extend = [this](const Model& fake_quant, absl::Span<const WrittenFile> written, Json& report) {
       return CompleteReport(fake_quant, written, report);
     };
@@ -428,6 +442,7 @@ class QuantizeModelRun {
   std::vector<ConfiguredLayer> layers_;
   std::unique_ptr<CalibrationData> data_;
   std::unique_ptr<ScratchFolder> scratch_;
+  std::set<std::string> deviations_;
   FoldedBatchNorms folded_;
   WeightStep weights_;
   ActivationStepResult activations_;

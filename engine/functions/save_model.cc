@@ -149,13 +149,14 @@ absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::str
   absl::StatusOr<Model> read = ReadModel(*context.files, modified_onnx_file);
   MP_RETURN_IF_ERROR(at_model(read.status()));
   Model model = *std::move(read);
+  SaveStep step;
   std::set<std::string> inputs_read(model.external_files.begin(), model.external_files.end());
   inputs_read.insert({modified_onnx_file, record_file});
   if (extension != nullptr) {
     inputs_read = extension->inputs;
+    step.deviations = extension->deviations;
   }
 
-  SaveStep step;
   step.defects = context.defects;
   MP_RETURN_IF_ERROR(at_model(CheckOpset(model, context.defects)));
   absl::StatusOr<absl::flat_hash_set<std::string>> float16_layers = TakeDataTypes(model);

@@ -15,9 +15,10 @@ namespace modelpress::engine {
 
 // What a function that ends with save_model adds to its report.
 struct ReportExtension {
-  std::string function;          // the report's function
-  std::set<std::string> inputs;  // the caller's files that were read, in place of the two that save_model reads
-  bool html = false;             // write <save_path>_report.html too
+  std::string function;              // the report's function
+  std::set<std::string> inputs;      // the caller's files that were read, in place of the two that save_model reads
+  std::set<std::string> deviations;  // from the reference, in the steps before
+  bool html = false;                 // write <save_path>_report.html too
   // Called with the report, complete but for its outputs, the fake-quant model as it was written, and what has been written.
   std::function<absl::Status(const Model& fake_quant, absl::Span<const WrittenFile> files, nlohmann::ordered_json& report)>
       extend;

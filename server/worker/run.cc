@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <exception>
+#include <iostream>
 #include <map>
 #include <new>
 #include <string>
@@ -89,6 +90,7 @@ RunResult Serve(const RunSpec& spec, const EventPipe& events) {
   context.files = &files;
   context.output_root = spec.output_dir();
   context.threads = spec.threads();
+  context.log = [](const std::string& line) { std::cerr << line << std::endl; };  // the worker logs what comes here
   context.progress = [&reporter](const std::string& stage, uint64_t done, uint64_t total) {
     reporter.Report(stage, done, total);
   };
