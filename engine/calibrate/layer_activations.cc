@@ -56,6 +56,7 @@ class TapList {
   const std::vector<Tap>& taps() const { return taps_; }
   std::vector<ActivationConsumer*> consumers() const {
     std::vector<ActivationConsumer*> result;
+    result.reserve(consumers_.size());
     for (const auto& consumer : consumers_) {
       result.push_back(consumer.get());
     }

@@ -76,7 +76,7 @@ class WeightQuantizer {
     auto run = [&](int input, absl::string_view what, google::protobuf::RepeatedField<float>* scale,
                    google::protobuf::RepeatedField<int32_t>* offset) -> absl::StatusOr<Tensor> {
       MP_ASSIGN_OR_RETURN(const ConstantOperand operand, OwnOperand(graph_, layer.node, layer.node, input, what));
-      const Tensor weight = graph_.item(operand.holder).tensor;
+      Tensor weight = graph_.item(operand.holder).tensor;
       const std::vector<int64_t> dims(weight.header.dims().begin(), weight.header.dims().end());
       const ChannelMap channels = OutputChannelMap(graph_.item(layer.node), *layer.rule, dims, channel_wise);
       MP_ASSIGN_OR_RETURN(const std::vector<float> scales, ArqScales(weight, channels, layer.config->weight.bits, step_.threads));

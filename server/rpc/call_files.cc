@@ -83,11 +83,14 @@ absl::StatusOr<CallFiles> FilesOf(v1::QuantizeModelRequest& request) {
     return Invalid("without save_path the configuration needs a name; make one with CreateQuantConfig", "config_file");
   }
   if (!request.config_file().empty() && (!request.config_definition().empty() || !request.skip_layers().empty() ||
-                                         request.batch_num() > 0 || request.has_activation_offset())) {
+                                         request.has_batch_num() || request.has_activation_offset())) {
     return Invalid(
         "config_file is given, so skip_layers, batch_num, activation_offset and config_definition have no effect; leave out "
         "these or that",
         "config_file");
+  }
+  if (request.has_batch_num() && request.batch_num() == 0) {
+    return Invalid("batch_num must be greater than 0; leave it out for as many batches as there are", "batch_num");
   }
   CallFiles files{.inputs = {{request.model(), "model", InputKind::kModel}}, .outputs = {}};
   if (!request.record_file().empty()) {  // one that the service names is new

@@ -77,11 +77,11 @@ engine::CalibrationInput DataOf(const v1::CalibrationData& data) {
   return {.path = data.path(), .batch_size = static_cast<int64_t>(data.batch_size())};
 }
 
-// The three arguments that a .cfg replaces. `batch_num` is what 0 stands for.
+// The three arguments that a .cfg replaces. `default_batch_num`: where the request has none.
 template <typename Request>
 engine::QuantConfigArguments ArgumentsOf(const Request& request, int64_t default_batch_num) {
   return {.skip_layers = Strings(request.skip_layers()),
-          .batch_num = request.batch_num() == 0 ? default_batch_num : request.batch_num(),
+          .batch_num = request.has_batch_num() ? request.batch_num() : default_batch_num,
           .activation_offset = !request.has_activation_offset() || request.activation_offset()};
 }
 

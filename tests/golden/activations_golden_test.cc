@@ -98,6 +98,7 @@ TEST_P(ActivationsGoldenTest, AreTheReferences) {
   std::vector<Checker> checkers;
   checkers.reserve(taps.size());
   std::vector<ActivationConsumer*> consumers;
+  consumers.reserve(taps.size());
   for (const Tap& tap : taps) {
     consumers.push_back(&checkers.emplace_back(**expected, tap.layer));
   }

@@ -1,11 +1,9 @@
 // The arithmetic of calibration against the reference: the unit vectors of golden/ptq/_units, and for every case the activation
 // factors of its record from the activations that the reference saw.
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -17,6 +15,7 @@
 #include "engine/runtime/npz.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/golden/files.h"
 #include "onnx/onnx_pb.h"
 
 namespace modelpress::engine {
@@ -25,13 +24,6 @@ namespace {
 namespace fs = std::filesystem;
 
 const fs::path kGolden = fs::path(MODELPRESS_TEST_DATA) / "golden" / "ptq";
-
-std::string ReadFile(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::ostringstream content;
-  content << stream.rdbuf();
-  return content.str();
-}
 
 // An .npz file in memory.
 class Arrays {

@@ -2,10 +2,8 @@
 // out of it, and for rejected input who is to blame and where.
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <set>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
@@ -16,6 +14,7 @@
 #include "engine/quantize/layer_factors.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/golden/files.h"
 
 namespace modelpress::engine {
 namespace {
@@ -33,26 +32,6 @@ const std::set<std::string> kNotExpressible = {"bad_args_type"};
 
 // Where the reference ends with a crash (AttributeError) and modelpress goes on with the defaults.
 const std::set<std::string> kMoreAccepted = {"bad_json_no_act"};
-
-std::string ReadFile(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::ostringstream content;
-  content << stream.rdbuf();
-  return content.str();
-}
-
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (fs::temp_directory_path() / "modelpress-XXXXXX").string();
-    path_ = mkdtemp(name.data());
-  }
-  ~TemporaryFolder() { fs::remove_all(path_); }
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 struct Case {
   std::string name;

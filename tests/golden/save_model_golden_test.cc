@@ -1,9 +1,7 @@
 // Every case that the reference produced, from the engine alone: the two models field by field and, but for RNN nodes, whose
 // attribute order is random in the reference, byte by byte; and every pair of golden/save/errors.
 #include <filesystem>
-#include <fstream>
 #include <set>
-#include <sstream>
 
 #include "engine/base/status.h"
 #include "engine/functions/save_model.h"

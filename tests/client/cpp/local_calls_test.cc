@@ -310,6 +310,7 @@ TEST_F(PostTrainingTest, OneCallWritesAll) {
   std::vector<std::string> names = {"config.json", "modified_model.onnx", "record.txt", "deploy_model.onnx",
                                     "fake_quant_model.onnx"};
   std::vector<std::string> expected;
+  expected.reserve(names.size() + 3);
   for (const std::string& name : names) {
     expected.push_back(save_path_ + "_" + name);
   }

@@ -117,6 +117,7 @@ ActivationFactors Reference(const Values& values, const ActivationConfig& config
   const float minimum = std::min(0.0f, sorted[rank(config.min_percentile) - 1]);
   const std::vector<ClipCandidate> candidates = *ClipCandidates(config, minimum, maximum);
   std::vector<double> losses;
+  losses.reserve(candidates.size());
   for (const ClipCandidate& candidate : candidates) {
     losses.push_back(scalar::SumSquaredErrors(values, candidate));
   }

@@ -42,6 +42,7 @@ Layers Find(const Graph& graph, const ReferenceDefects& defects = {}) {
 // "Conv2d conv1", or "Conv2d conv1: why it cannot be quantized".
 std::vector<std::string> Lines(const Layers& layers) {
   std::vector<std::string> lines;
+  lines.reserve(layers.layers.size());
   for (const Layer& layer : layers.layers) {
     lines.push_back(layer.config.type + " " + layer.config.name + (layer.config.why_not.empty() ? "" : ": ") +
                     layer.config.why_not);

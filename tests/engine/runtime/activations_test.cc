@@ -90,7 +90,7 @@ class ActivationsTest : public testing::Test {
  protected:
   // `samples` noise samples in batches of 2.
   std::unique_ptr<CalibrationData> Data(const ModelRunner& runner, int64_t samples) {
-    folder_.Write("d.npy", FloatNpy({samples, 2}, Noise(2 * samples)));
+    folder_.Write("d.npy", FloatNpy({samples, 2}, Noise(size_t{2} * samples)));
     auto data = CalibrationData::Open(folder_.Files(), "d.npy", runner.inputs(), {.batch_size = 2});
     EXPECT_TRUE(data.ok()) << data.status();
     return *std::move(data);

@@ -1,5 +1,6 @@
 #include "engine/runtime/model_runner.h"
 
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <thread>
@@ -71,17 +72,17 @@ TEST(ModelRunnerTest, ShowsInputsOutputsAndWhatIsBetween) {
   EXPECT_THAT(scratch.List(), IsEmpty());
   ASSERT_THAT(runner->inputs(), SizeIs(1));
   for (const int64_t batch_size : {1, 3}) {
-    const Batch batch = {Floats({batch_size, 2}, Noise(2 * batch_size))};
+    const Batch batch = {Floats({batch_size, 2}, Noise(size_t{2} * batch_size))};
     const absl::StatusOr<RunResult> result = runner->Run(batch);
     ASSERT_TRUE(result.ok()) << result.status();
     ASSERT_THAT(result->tensors, SizeIs(4));
-    EXPECT_EQ(ValuesOf(result->tensors[1]), Noise(2 * batch_size));
+    EXPECT_EQ(ValuesOf(result->tensors[1]), Noise(size_t{2} * batch_size));
     for (const size_t i : {0, 2, 3}) {
       EXPECT_EQ(result->tensors[i].data_type, onnx::TensorProto::FLOAT);
       EXPECT_THAT(result->tensors[i].dims, ElementsAre(batch_size, 2));
     }
     for (int64_t i = 0; i < 2 * batch_size; ++i) {
-      const float relu = std::max(0.0F, Noise(2 * batch_size)[i]);
+      const float relu = std::max(0.0F, Noise(size_t{2} * batch_size)[i]);
       EXPECT_EQ(ValuesOf(result->tensors[2])[i], relu);
       EXPECT_EQ(ValuesOf(result->tensors[0])[i], relu + (i % 2 == 0 ? 10 : 20));
       EXPECT_EQ(ValuesOf(result->tensors[3])[i], ValuesOf(result->tensors[0])[i]);
@@ -156,9 +157,9 @@ Model BigModel() {
   ModelBuilder builder;
   builder.Input("x", {2, 16, 40, 40}).Input("x2", {1, 64, 8, 8}).Input("a", {32, 512}).Input("b", {512, 128});
   builder.Input("wide", {3, 100'000}).Output("sum");
-  builder.Initializer("w", {32, 16, 3, 3}, Noise(32 * 16 * 9, 2)).Initializer("bias", {32}, Noise(32, 3));
-  builder.Initializer("w2", {64, 64, 3, 3}, Noise(64 * 64 * 9, 8));
-  builder.Initializer("v", {40, 30}, Noise(40 * 30, 4)).Initializer("tall", {100'000, 3}, Noise(300'000, 5));
+  builder.Initializer("w", {32, 16, 3, 3}, Noise(size_t{32} * 16 * 9, 2)).Initializer("bias", {32}, Noise(32, 3));
+  builder.Initializer("w2", {64, 64, 3, 3}, Noise(size_t{64} * 64 * 9, 8));
+  builder.Initializer("v", {40, 30}, Noise(size_t{40} * 30, 4)).Initializer("tall", {100'000, 3}, Noise(300'000, 5));
   AddInts(builder.Node("Conv", "conv", {"x", "w", "bias"}, {"c"}), "pads", {1, 1, 1, 1});
   AddInts(builder.Node("Conv", "conv2", {"x2", "w2"}, {"c2"}), "pads", {1, 1, 1, 1});
   builder.Node("MatMul", "matmul", {"c", "v"}, {"p"});
@@ -173,8 +174,8 @@ Model BigModel() {
 TEST(ModelRunnerTest, TheSameBytesHoweverManyThreadsRun) {
   const TestFolder scratch;
   const std::vector<std::string> tensors = {"c", "c2", "p", "s", "mean", "sum", "m", "ab"};
-  const Batch batch = {Floats({2, 16, 40, 40}, Noise(2 * 16 * 1600, 6)), Floats({1, 64, 8, 8}, Noise(64 * 64, 7)),
-                       Floats({32, 512}, Noise(32 * 512, 9)), Floats({512, 128}, Noise(512 * 128, 10)),
+  const Batch batch = {Floats({2, 16, 40, 40}, Noise(size_t{2} * 16 * 1600, 6)), Floats({1, 64, 8, 8}, Noise(size_t{64} * 64, 7)),
+                       Floats({32, 512}, Noise(size_t{32} * 512, 9)), Floats({512, 128}, Noise(size_t{512} * 128, 10)),
                        Floats({3, 100'000}, Noise(300'000, 11))};
   std::vector<std::vector<float>> first;
   for (const int threads : {1, 2, 4}) {

@@ -1,10 +1,12 @@
 #include "engine/runtime/npz.h"
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "engine/base/status.h"
 #include "gmock/gmock.h"
@@ -53,7 +55,7 @@ TEST(NpyTest, ReadsEveryTypeAndVersion) {
       {"=u4", onnx::TensorProto::UINT32},  {"<u8", onnx::TensorProto::UINT64}, {"|b1", onnx::TensorProto::BOOL}};
   for (const auto& [descr, data_type] : types) {
     for (const int version : {1, 2, 3}) {
-      const std::string bytes(6 * (descr[2] - '0'), '\1');
+      const std::string bytes(static_cast<size_t>(6 * (descr[2] - '0')), '\1');
       absl::StatusOr<std::unique_ptr<ArrayReader>> reader =
           OpenBytes(folder, NpyBytes(descr, {2, 3}, bytes, /*fortran_order=*/false, version));
       ASSERT_TRUE(reader.ok()) << descr << reader.status();
@@ -187,9 +189,10 @@ TEST(NpzTest, FlippedBytesAreRefusedOrHarmless) {
 
 TEST(NpzTest, GarbageIsRefused) {
   const TestFolder folder;
-  for (unsigned seed = 1; seed < 50; ++seed) {
-    EXPECT_EQ(ReasonOf(ReadEverything(folder, Pattern(seed * 40, seed))), v1::DATA_UNREADABLE);
-    EXPECT_EQ(ReasonOf(ReadEverything(folder, "PK\3\4" + Pattern(seed * 40, seed))), v1::DATA_UNREADABLE);
+  for (uint32_t seed = 1; seed < 50; ++seed) {
+    const std::string garbage = Pattern(size_t{40} * seed, seed);
+    EXPECT_EQ(ReasonOf(ReadEverything(folder, garbage)), v1::DATA_UNREADABLE);
+    EXPECT_EQ(ReasonOf(ReadEverything(folder, "PK\3\4" + garbage)), v1::DATA_UNREADABLE);
   }
 }
 
@@ -210,7 +213,7 @@ TEST(NpzTest, AClaimOfManyMembersAllocatesNothing) {
     const std::string locator = "PK\6\7" + number(0, 4) + number(46, 8) + number(1, 4);
     const std::string end = "PK\5\6" + number(0, 4) + number(0xffff, 2) + number(0xffff, 2) + number(0xffffffff, 4) +
                             number(0xffffffff, 4) + number(0, 2);
-    EXPECT_EQ(ReasonOf(ReadEverything(folder, "PK\1\2" + std::string(42, '\0') + end64 + locator + end)), v1::DATA_UNREADABLE);
+    EXPECT_EQ(ReasonOf(ReadEverything(folder, absl::StrCat("PK\1\2", std::string(42, '\0'), end64, locator, end))), v1::DATA_UNREADABLE);
   }
 }
 
