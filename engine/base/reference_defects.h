@@ -41,6 +41,30 @@ struct ReferenceDefects {
   bool keeps_int16_by_type = false;
   // formats.md 5.4 (b): LSTM and GRU keep dmq_balancer_param, which cannot be executed.
   bool balances_rnn = false;
+  // prune.md P-1: a Concat branch without record has its width forgotten by everything behind the Concat.
+  bool forgets_concat_widths = false;
+  // prune.md P-2: a merge through Add moves a branch to the end of the Concat.
+  bool reorders_concat_branches = false;
+  // prune.md P-3: the width of a branch is taken from the first producer, also of a broadcast operand.
+  bool takes_width_of_first_producer = false;
+  // prune.md P-4: a depthwise convolution with several outputs per channel counts as having one.
+  bool ignores_depthwise_multiplier = false;
+  // prune.md P-9: layers of different group counts that are added get the larger one, multiple of the other or not.
+  bool merges_groups_by_maximum = false;
+  // prune.md P-10: a tensor concatenated with itself and later excluded leaves a record behind.
+  bool leaves_stale_prune_records = false;
+  // prune.md P-15: the search takes the weight for the feature map, the step of the wrong record, and tests every 100 channels.
+  bool searches_by_weight_shape = false;
+  // qat.md D-12: an override with a prune_config only switches the quantization of a skipped layer on again.
+  bool prune_override_enables_quantization = false;
+  // qat.md D-13: INT4 activations are refused in a .cfg and accepted in a JSON configuration.
+  bool refuses_int4_activations = false;
+  // qat.md D-17: LSTM and GRU layers that cannot be saved are trained.
+  bool accepts_unsavable_rnn = false;
+  // formats.md 7.1 (2): a type override with prune_config is ignored where pruning is refused.
+  bool ignores_prune_type_override = false;
+  // qat.md D-10: FORCE_FP16_QUANT has no effect on quantization-aware training.
+  bool ignores_fp16_mode_in_training = false;
 
   bool any() const;
   static ReferenceDefects All();
@@ -64,6 +88,18 @@ inline constexpr bool ReferenceDefects::* kReferenceDefects[] = {
     &ReferenceDefects::accepts_missing_required,
     &ReferenceDefects::keeps_int16_by_type,
     &ReferenceDefects::balances_rnn,
+    &ReferenceDefects::forgets_concat_widths,
+    &ReferenceDefects::reorders_concat_branches,
+    &ReferenceDefects::takes_width_of_first_producer,
+    &ReferenceDefects::ignores_depthwise_multiplier,
+    &ReferenceDefects::merges_groups_by_maximum,
+    &ReferenceDefects::leaves_stale_prune_records,
+    &ReferenceDefects::searches_by_weight_shape,
+    &ReferenceDefects::prune_override_enables_quantization,
+    &ReferenceDefects::refuses_int4_activations,
+    &ReferenceDefects::accepts_unsavable_rnn,
+    &ReferenceDefects::ignores_prune_type_override,
+    &ReferenceDefects::ignores_fp16_mode_in_training,
 };
 static_assert(sizeof(ReferenceDefects) == std::size(kReferenceDefects));
 

@@ -75,6 +75,7 @@ absl::StatusCode CodeOf(v1::Reason reason) {
     case v1::WORKSPACE_BUSY:
     case v1::OPERATION_RUNNING:
     case v1::FILE_CHANGED:
+    case v1::CONFIG_CHANGED:
       return absl::StatusCode::kFailedPrecondition;
     case v1::UPLOAD_OFFSET_MISMATCH:
     case v1::RANGE_INVALID:
