@@ -172,6 +172,22 @@ def make(name: str, folder: Path) -> None:
     partial.rename(folder)
 
 
+def fill(skeleton: Path, model: Path) -> None:
+    """Writes a model whose big initializers came without data, with random weights; variances are positive."""
+    if model.exists():
+        return
+    proto = onnx.load(skeleton)
+    random = np.random.default_rng(1)
+    for tensor in proto.graph.initializer:
+        shape = tuple(tensor.dims)
+        if tensor.data_type == TensorProto.FLOAT and np.prod(shape, dtype=np.int64) > 64:
+            values = random.random(shape, dtype=np.float32) * np.float32(0.5)
+            tensor.CopyFrom(numpy_helper.from_array(values + np.float32(0.01), tensor.name))
+    partial = model.with_suffix(".partial")
+    onnx.save(proto, partial)
+    partial.rename(model)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(MODELS))

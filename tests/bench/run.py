@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(1, str(Path(__file__).parents[2] / "examples"))
 
 from tests.bench import accuracy, calibration, make_models
+from tests.bench.service import service
 from tests.e2e.server_process import GOLDEN_SAVE, ServerProcess
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 MB = 1e6
 TINY_JOBS = 100
 ENGINE_REPEATS = 5
+GOLDEN_TORCHVISION = Path(__file__).parents[1] / "golden" / "prune" / "torchvision"
+PRUNED = ["resnet18", "resnet50"]
 
 Result = dict[str, Any]
 
@@ -100,13 +103,52 @@ class Bench:
                 make_models.make(name, folder)
             with tempfile.TemporaryDirectory(dir=self.cache, prefix="engine-") as work:
                 results[name] = run_json(
-                    "save_model_bench",
+                    "engine_bench",
                     f"--model={folder / 'model.onnx'}",
                     f"--record={folder / 'record.txt'}",
                     f"--work_folder={work}/out",
                     f"--repeats={ENGINE_REPEATS}",
                 )
-            self._print_engine(name, results[name])
+            layers = f"{results[name]['runs']['engine'][0]['layers']} layers quantized"
+            self._print_engine(f"engine, {name}, {layers}", results[name])
+        return results
+
+    def prune(self) -> Result:
+        """Times create_prune_retrain_model: the engine alone beside a plain copy, and a whole call to the service."""
+        results: Result = {}
+        definition = GOLDEN_TORCHVISION / "resnet18" / "prune.cfg"
+        for name in PRUNED:
+            model = self.cache / f"{name}.onnx"
+            make_models.fill(GOLDEN_TORCHVISION / name / "skeleton.onnx", model)
+            with tempfile.TemporaryDirectory(dir=self.cache, prefix="prune-") as work:
+                results[name] = run_json(
+                    "engine_bench",
+                    f"--model={model}",
+                    f"--definition={definition}",
+                    f"--work_folder={work}/out",
+                    f"--repeats={ENGINE_REPEATS}",
+                )
+            self._print_engine(f"create_prune_retrain_model, {name}, half of the channels", results[name])
+            seconds, peaks = [], []
+            with service(self.cache) as ours, tempfile.TemporaryDirectory(dir=self.cache, prefix="prune-") as work:
+                for repeat in range(ENGINE_REPEATS):
+                    prefix = Path(work) / f"{repeat}"
+                    result = ours.run(
+                        "create_prune_retrain_model",
+                        f"--model={model}",
+                        f"--config_definition={definition}",
+                        f"--record_file={prefix}_record.txt",
+                        f"--save_path={prefix}",
+                    )
+                    if "error" in result:
+                        sys.exit(result["error"])
+                    seconds.append(result["seconds"])
+                    peaks.append(result["peak_bytes"])
+            results[name]["service"] = {"seconds": seconds, "peak_bytes": peaks}
+            print(
+                f"  through the service (upload, queue, child process, download; median): "
+                f"{ms(statistics.median(seconds))}, peak memory of the child {max(peaks) / MB:.0f} MB"
+            )
         return results
 
     @staticmethod
@@ -137,15 +179,14 @@ class Bench:
                 ]
             )
         table(
-            f"engine, {name}: {result['input_bytes'] / MB:.0f} MB in, {written / MB:.0f} MB out,"
-            f" {runs['engine'][0]['layers_quantized']} layers, {result['threads']} threads (aim: 1.5 times the copy)",
+            f"{name}: {result['input_bytes'] / MB:.0f} MB in, {written / MB:.0f} MB out,"
+            f" {result['threads']} threads (aim: 1.5 times the copy)",
             ["", "best", "median", "MB/s in + out", "CPU", "peak memory", "times the copy"],
             rows,
         )
-        phases = ["read", "quantize", "write", "check", "fsync"]
         means = [
             f"{phase} {ms(statistics.median(run['phases'].get(phase, 0.0) for run in runs['engine']))}"
-            for phase in phases
+            for phase in runs["engine"][0]["phases"]
         ]
         start = statistics.median(run["initialize_seconds"] for run in runs["engine"])
         print(
@@ -201,7 +242,7 @@ class Bench:
                 "seconds"
             ]
             engine = run_json(
-                "save_model_bench", *case, f"--work_folder={work}/out", f"--repeats={TINY_JOBS}", "--engine_only"
+                "engine_bench", *case, f"--work_folder={work}/out", f"--repeats={TINY_JOBS}", "--engine_only"
             )
         runs = engine["runs"]["engine"]
         kinds = {
@@ -264,6 +305,7 @@ class Bench:
 BENCHMARKS: dict[str, Callable[[Bench], Result]] = {
     "kernels": Bench.kernels,
     "engine": Bench.engine,
+    "prune": Bench.prune,
     "transfer": Bench.transfer,
     "tiny": Bench.tiny,
     "polls": Bench.polls,

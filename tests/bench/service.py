@@ -32,20 +32,27 @@ class Service:
     def quantize(
         self, model: Path, calibration: Path, prefix: Path, *, definition: str = "", batch_size: int = 0
     ) -> dict[str, Any]:
-        """Runs `modelpress quantize`: wall seconds from its start to its end, peak memory of the engine's process.
-
-        The result has "error", the client's own words, where the command fails.
-        """
-        command: list[Any] = ["quantize", model, f"--calibration-data={calibration}", "-o", prefix, "--output=json"]
+        """Runs `modelpress quantize`, as `run` does."""
+        command: list[Any] = ["quantize", model, f"--calibration-data={calibration}", "-o", prefix]
         if batch_size:
             command.append(f"--batch-size={batch_size}")
         if definition:
             config = prefix.with_name(f"{prefix.name}.cfg")
             config.write_text(definition, encoding="utf-8")
             command.append(f"--config_definition={config}")
+        result = self.run(*command)
+        if "error" not in result:
+            result |= {"fake_quant": f"{prefix}_fake_quant_model.onnx", "report": f"{prefix}_report.json"}
+        return result
+
+    def run(self, *command: Any) -> dict[str, Any]:
+        """Runs a subcommand of `modelpress`: wall seconds of all of it, peak memory of the engine's process.
+
+        The result has "error", the client's own words, where the command fails.
+        """
         before = self._peaks()
         begin = time.monotonic()
-        done = run_cli(self._server.target, *command, timeout=LIMIT_S)
+        done = run_cli(self._server.target, *command, "--output=json", timeout=LIMIT_S)
         seconds = time.monotonic() - begin
         if done.returncode != 0:
             return {"error": _error_text(done.stdout) or f"exit status {done.returncode}: {done.stderr[-200:]}"}
@@ -55,8 +62,6 @@ class Service:
             "seconds": seconds,
             "engine_seconds": (end_time - begin_time).total_seconds(),
             "peak_bytes": self._peaks() - before,
-            "fake_quant": f"{prefix}_fake_quant_model.onnx",
-            "report": f"{prefix}_report.json",
         }
 
     def _peaks(self) -> float:

@@ -1,6 +1,6 @@
-// Time and memory of engine::SaveModel on one model, beside a plain copy of as many bytes. Every run has a process of its own, so
-// that its peak memory is its own; the four kinds of run alternate, so that other load on the machine meets them alike. Prints
-// JSON.
+// Time and memory of engine::SaveModel or engine::CreatePruneRetrainModel on one model, beside a plain copy of as many bytes.
+// Every run has a process of its own, so that its peak memory is its own; the four kinds of run alternate, so that other load on
+// the machine meets them alike. Prints JSON.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -17,6 +17,8 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "engine/base/status.h"
+#include "engine/functions/retrain_model.h"
 #include "engine/functions/save_model.h"
 #include "engine/model/file_set.h"
 #include "engine/runtime/load_check.h"
@@ -59,15 +61,49 @@ using nlohmann::ordered_json;
 
 struct Settings {
   std::string model;
-  std::string record;
+  std::string record;      // SaveModel
+  std::string definition;  // CreatePruneRetrainModel
   std::string work_folder;
   int threads = 2;
   int repeats = 5;
 };
 
 [[noreturn]] void Die(const std::string& what) {
-  std::cerr << "save_model_bench: " << what << "\n";
+  std::cerr << "engine_bench: " << what << "\n";
   std::exit(1);  // NOLINT(concurrency-mt-unsafe): one thread
+}
+
+// What a function has written.
+struct Made {
+  std::vector<uint64_t> sizes;
+  int64_t layers = 0;  // quantized or pruned
+};
+
+absl::StatusOr<Made> Save(const CallContext& context) {
+  MP_ASSIGN_OR_RETURN(const SavedModels saved, SaveModel(context, "model.onnx", "record.txt", "out/bench"));
+  if (!saved.warnings.empty()) {
+    Die("the model is not what the benchmark is about: " + saved.warnings.front());
+  }
+  Made made{.sizes = {saved.deploy_model.size, saved.fake_quant_model.size, saved.report.size}};
+  for (const WrittenFile& file : saved.external_data) {
+    made.sizes.push_back(file.size);
+  }
+  const auto report = ordered_json::parse(saved.report_json);
+  made.layers = std::count_if(report["layers"].begin(), report["layers"].end(),
+                              [](const ordered_json& layer) { return layer["quantized"].get<bool>(); });
+  return made;
+}
+
+absl::StatusOr<Made> Prune(const CallContext& context) {
+  MP_ASSIGN_OR_RETURN(const RetrainModel pruned, CreatePruneRetrainModel(context, {.model = "model.onnx",
+                                                                                   .config_definition = "prune.cfg",
+                                                                                   .record_file = "out/record.txt",
+                                                                                   .save_path = "out/bench"}));
+  Made made{.sizes = {pruned.pruned_model.size, pruned.record_file.size, pruned.rewrite_plan.size, pruned.report.size}};
+  for (const WrittenFile& file : pruned.external_data) {
+    made.sizes.push_back(file.size);
+  }
+  return made;
 }
 
 // The engine as the service's child process calls it. "seconds" counts from the call to its return; the phases add up to it.
@@ -76,7 +112,7 @@ ordered_json RunEngine(const Settings& settings) {
   InitializeRuntime();
   const double initialized = Now();
 
-  const FileSet files({{"model.onnx", settings.model}, {"record.txt", settings.record}});
+  const FileSet files({{"model.onnx", settings.model}, {"record.txt", settings.record}, {"prune.cfg", settings.definition}});
   CallContext context;
   context.files = &files;
   context.output_root = settings.work_folder;
@@ -95,30 +131,19 @@ ordered_json RunEngine(const Settings& settings) {
   context.progress = [&](const std::string& next, uint64_t, uint64_t) { enter(next); };
   TheSyncing().seconds = 0;
   const double start = Now();
-  absl::StatusOr<SavedModels> saved = SaveModel(context, "model.onnx", "record.txt", "out/bench");
+  absl::StatusOr<Made> made = settings.record.empty() ? Prune(context) : Save(context);
   const double seconds = Now() - start;
   enter("end");
-  phases["check"] -= TheSyncing().seconds;  // all of them are in the commit, behind the last stage that is announced
+  phases[phases.contains("check") ? "check" : "write"] -= TheSyncing().seconds;  // all of them are in the commit at the end
   phases["fsync"] = TheSyncing().seconds;
-
-  if (!saved.ok()) {
-    Die(saved.status().ToString());
-  }
-  if (!saved->warnings.empty()) {
-    Die("the model is not what the benchmark is about: " + saved->warnings.front());
-  }
-  const auto report = ordered_json::parse(saved->report_json);
-  const auto quantized = std::count_if(report["layers"].begin(), report["layers"].end(),
-                                       [](const ordered_json& layer) { return layer["quantized"].get<bool>(); });
-  std::vector<uint64_t> sizes = {saved->deploy_model.size, saved->fake_quant_model.size, saved->report.size};
-  for (const WrittenFile& file : saved->external_data) {
-    sizes.push_back(file.size);
+  if (!made.ok()) {
+    Die(made.status().ToString());
   }
   return {{"seconds", seconds},
           {"initialize_seconds", initialized - begin},
           {"phases", phases},
-          {"layers_quantized", quantized},
-          {"output_sizes", sizes}};
+          {"layers", made->layers},
+          {"output_sizes", made->sizes}};
 }
 
 // The least that any program has to do: reads the input once and writes as many bytes as the engine did, to as many files.
@@ -204,9 +229,10 @@ void Warm(const std::string& path) {
 int Main(int argc, char** argv) {
   Settings settings;
   bool engine_only = false;
-  CLI::App app("Times engine::SaveModel beside a plain copy of as many bytes");
+  CLI::App app("Times engine::SaveModel, or with --definition CreatePruneRetrainModel, beside a plain copy of as many bytes");
   app.add_option("--model", settings.model)->required()->check(CLI::ExistingFile);
-  app.add_option("--record", settings.record)->required()->check(CLI::ExistingFile);
+  CLI::Option* record = app.add_option("--record", settings.record)->check(CLI::ExistingFile);
+  app.add_option("--definition", settings.definition)->check(CLI::ExistingFile)->excludes(record);
   app.add_option("--work_folder", settings.work_folder, "Made, emptied and removed")->required();
   app.add_option("--threads", settings.threads)->check(CLI::PositiveNumber);
   app.add_option("--repeats", settings.repeats)->check(CLI::PositiveNumber);
