@@ -15,6 +15,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "engine/base/status.h"
+#include "engine/quantize/marks.h"
 #include "engine/quantize/op_rules.h"
 #include "engine/quantize/operands.h"
 #include "google/protobuf/util/json_util.h"
@@ -152,9 +153,8 @@ std::optional<KnownModule> ModuleFromMark(const Graph& graph, ItemId id) {
   for (int steps = 0; steps < 8 && value.is_item(); ++steps) {
     const Item& item = graph.item(value.item);
     if (item.Is("QuantIdentity")) {
-      const auto* name = FindAttribute(item.node.proto, "op_name");
-      const auto* type = FindAttribute(item.node.proto, "module_type");
-      return name == nullptr ? std::nullopt : std::optional(KnownModule{name->s(), type == nullptr ? "" : type->s()});
+      const std::optional<Mark> mark = MarkOf(item);
+      return mark.has_value() ? std::optional(KnownModule{mark->module, mark->type}) : std::nullopt;
     }
     const bool inside = item.Is("Transpose") || item.Is("Pad") || item.Is("Unsqueeze") || item.Is("Concat") || item.Is("Slice");
     if (!inside || item.input_count() == 0) {
