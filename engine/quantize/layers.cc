@@ -815,6 +815,8 @@ class Finder {
 
 }  // namespace
 
+std::string ParameterName(absl::string_view tensor) { return JoinPath(absl::StrSplit(tensor, '.')); }
+
 LayerCatalog Layers::Catalog() const {
   LayerCatalog catalog = {.other_modules = other_modules};
   for (const Layer& layer : layers) {

@@ -35,6 +35,10 @@ struct Layers {
   LayerCatalog Catalog() const;
 };
 
+// The name that a parameter has in the whole module by the name of its tensor, which may have the level of a mark's wrapper in
+// between: "c1.sub_module.weight" -> "c1.weight".
+std::string ParameterName(absl::string_view tensor);
+
 // Parses protobuf's JSON form of a ModuleManifest. MANIFEST_INVALID with the file: not JSON, unknown fields, a repeated name.
 absl::StatusOr<v1::ModuleManifest> ReadModuleManifest(absl::string_view json, const std::string& file);
 
