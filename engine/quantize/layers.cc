@@ -193,19 +193,7 @@ std::optional<Weight> FindWeight(const Graph& graph, ItemId id, int input) {
   if (!operand.has_value()) {
     return std::nullopt;
   }
-  Weight weight = {.holder = operand->holder, .dims = DimsOf(graph.item(operand->holder))};
-  if (operand->transpose >= 0) {
-    const std::vector<int64_t> dims = weight.dims;
-    const auto* perm = FindAttribute(graph.item(operand->transpose).node.proto, "perm");
-    std::reverse(weight.dims.begin(), weight.dims.end());
-    if (perm != nullptr && perm->ints_size() == static_cast<int>(dims.size())) {
-      for (size_t i = 0; i < dims.size(); ++i) {
-        const int64_t axis = perm->ints(static_cast<int>(i));
-        weight.dims[i] = axis >= 0 && axis < static_cast<int64_t>(dims.size()) ? dims[axis] : 0;
-      }
-    }
-  }
-  return weight;
+  return Weight{.holder = operand->holder, .dims = DimsOf(graph, *operand)};
 }
 
 // Class name of the torch module that such a node would come from; empty: none that concerns us.
