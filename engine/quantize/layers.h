@@ -22,6 +22,8 @@ struct Layer {
   ItemId node = -1;             // -1: a module of the manifest that the exported graph does not execute
   ConfigLayer config;           // name, type, why_not, ...
   bool pads_otherwise = false;  // a convolution whose module pads with something else than zeros (condition 2 of ptq.md 3.1)
+  // why_not, unless it is about what matters to quantization only: how a convolution pads, how an RNN layer's states are wired.
+  std::string why_not_at_all;
 };
 
 struct Layers {
