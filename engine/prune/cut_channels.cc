@@ -167,6 +167,10 @@ absl::StatusOr<Target> DescribeTarget(const Graph& graph, ItemId id) {
 // Both are what a Linear exports as, depending on its input.
 bool IsLinear(absl::string_view op_type) { return op_type == "Gemm" || op_type == "MatMul"; }
 
+bool LosesChannels(absl::string_view op_type) {
+  return IsLinear(op_type) || op_type == "Conv" || op_type == "ConvTranspose" || op_type == "BatchNormalization";
+}
+
 // "f1, f2".
 std::string Names(const PruneRecord& record) {
   return absl::StrJoin(record.producer(), ", ", [](std::string* out, const PruneNode& node) { out->append(node.name()); });
@@ -237,7 +241,8 @@ class Cutter {
     MP_ASSIGN_OR_RETURN(const Target* target, FindTarget(entry));
     const std::string& op_type = graph_.item(target->id).node.proto.op_type();
     const AMCTProto::AttrProto* type = FindRecordAttribute(entry, kPruneTypeAttribute);
-    if (type != nullptr && type->s() != op_type && !(IsLinear(type->s()) && IsLinear(op_type))) {
+    if (type != nullptr && type->s() != op_type && !(IsLinear(type->s()) && IsLinear(op_type)) &&
+        (target->kind != Kind::kNone || LosesChannels(type->s()))) {
       return BadRecord(entry.name(), absl::StrCat("the record says the node is a ", type->s(), ", it is a ", op_type));
     }
     if (producer && target->kind != Kind::kLayer) {
