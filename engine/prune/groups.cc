@@ -212,6 +212,10 @@ class Finder {
                                                                                : segment.width;
   }
 
+  bool widths_are_wrong() const {
+    return defects_.takes_width_of_first_producer || defects_.forgets_concat_widths || defects_.ignores_depthwise_multiplier;
+  }
+
   void Carry(int n, Layout layout) {
     for (const Segment& segment : layout.segments) {
       if (segment.record != kOpaque) {
@@ -471,7 +475,7 @@ class Finder {
     } else if (op.axis != layout.axis && !(op.axis == kLast && last)) {
       return stop(absl::StrCat(Described(n), " reads another axis than that of the channels"));
     }
-    if (op.in_channels != layout.width() && !defects_.takes_width_of_first_producer) {
+    if (op.in_channels != layout.width() && !widths_are_wrong()) {
       return stop(absl::StrCat(Described(n), " reads ", op.in_channels, " channels where ", layout.width(), " are followed"));
     }
     if (op.depthwise && op.out_channels != op.in_channels && !defects_.ignores_depthwise_multiplier) {
@@ -626,7 +630,7 @@ class Finder {
       const std::vector<int64_t>* shape = ShapeOf(graph_.InputOf(item, i));
       const int64_t rank = shape == nullptr ? 0 : static_cast<int64_t>(shape->size());
       if (axis > 0 && shape != nullptr && all.width() > 1 && (rank < axis || (*shape)[rank - axis] == 1)) {
-        MP_RETURN_IF_ERROR(Delete(layout, absl::StrCat(Described(n), " gives its one channel to all others")));
+        MP_RETURN_IF_ERROR(Delete(layout, absl::StrCat(Described(n), " spreads its output over other channels")));
         continue;
       }
       if (layout.empty() || axis == 0 || axis_from_end(i, layout) != axis || !SameSegments(all, layout)) {
@@ -658,8 +662,7 @@ class Finder {
     }
     const ItemId item = node(n).item;
     const std::vector<int64_t>* in = ShapeOf(graph_.InputOf(item, 0));
-    const std::vector<int64_t>* out = ShapeOf(Value{item, 0});
-    if (in == nullptr || out == nullptr || in->size() < 2 || out->size() < 2 || (layout.axis == kLast && in->size() != 2)) {
+    if (in == nullptr || in->size() < 2 || (layout.axis == kLast && in->size() != 2)) {
       return Block(n);
     }
     // Elements behind the batch's axis; negative: not known.
@@ -672,16 +675,24 @@ class Finder {
     };
     const int64_t channels = (*in)[1];
     const int64_t count = elements(*in);
-    if (count <= 0 || count != elements(*out) || channels != layout.width() || (*out)[1] % channels != 0) {
+    std::vector<int64_t> out;
+    if (const std::vector<int64_t>* shape = ShapeOf(Value{item, 0}); shape != nullptr) {
+      out = *shape;
+    } else if (const std::vector<int64_t>* target = ShapeOf(graph_.InputOf(item, 1));
+               target != nullptr && *target == std::vector<int64_t>{2}) {
+      // A target that is computed, two numbers: [N, all]. Were it another one, its reader would not read as many channels.
+      out = {-1, count};
+    }
+    if (count <= 0 || out.size() < 2 || count != elements(out) || channels != layout.width() || out[1] % channels != 0) {
       return Block(n);
     }
-    const int64_t factor = (*out)[1] / channels;
+    const int64_t factor = out[1] / channels;
     for (Segment& segment : layout.segments) {
       segment.width *= factor;
       segment.repeat *= factor;
     }
     layout.axis = 1;
-    layout.flat = out->size() == 2;
+    layout.flat = out.size() == 2;
     if (node(n).op_type == "Reshape") {
       AddConsumers(n, layout);  // a constant target counts the channels
     }
