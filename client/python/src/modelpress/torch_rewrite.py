@@ -8,9 +8,48 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["apply_cuts", "copy_model"]
+from modelpress.torch_record import RecordFile
+from modelpress.torch_wrappers import wrap
+from modelpress.v1 import rewrite_plan_pb2
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
+
+_ATTRIBUTE = "_modelpress_retraining"
+
+
+@dataclass
+class Retraining:
+    """What a rewritten module keeps besides its state: copies and pickles of the module have it too.
+
+    Attributes:
+        plan: what was done to it.
+        record: its record file.
+    """
+
+    plan: rewrite_plan_pb2.RewritePlan
+    record: RecordFile
+
+
+def apply_plan(
+    model: ModuleT, plan: rewrite_plan_pb2.RewritePlan, record: RecordFile, *, reference_defects: bool = False
+) -> ModuleT:
+    """A copy of the module with the plan's channels cut and its layers wrapped.
+
+    Raises:
+        RuntimeError: the module cannot be copied, or the plan does not fit it.
+    """
+    rewritten = copy_model(model)
+    apply_cuts(rewritten, plan.cuts)
+    if plan.layers:
+        wrap(rewritten, plan, record, reference_defects=reference_defects)
+    setattr(rewritten, _ATTRIBUTE, Retraining(plan, record))
+    return rewritten
+
+
+def retraining_of(model: torch.nn.Module) -> Retraining | None:
+    """What apply_plan left in a module, or None."""
+    retraining = getattr(model, _ATTRIBUTE, None)
+    return retraining if isinstance(retraining, Retraining) else None
 
 
 def apply_cuts(model: torch.nn.Module, cuts: Iterable[Any]) -> None:
