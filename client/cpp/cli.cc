@@ -372,8 +372,8 @@ class Cli {
     return dashed == name ? absl::StrCat("--", name) : absl::StrCat("--", name, ",--", dashed);
   }
 
-  // An option for a field of `message`: a string, a number, a flag, or strings separated by commas. `other` is one more name; one without
-  // dashes makes it an argument.
+  // An option for a field of `message`: a string, a number, a flag, or strings separated by commas. `other` is one more name; one
+  // without dashes makes it an argument.
   static CLI::Option* AddField(CLI::App& command, const std::string& field, google::protobuf::Message& message,
                                const std::string& help, const std::string& other = "") {
     const google::protobuf::FieldDescriptor* descriptor = message.GetDescriptor()->FindFieldByName(field);

@@ -410,8 +410,8 @@ absl::Status SendModelAndManifest(Request& request, Files& files) {
 }
 
 template <typename Request>
-absl::StatusOr<LocalCallResult> CreatePruned(Client& client, absl::StatusOr<Operation> (Client::*method)(Request), Request request,
-                                             const LocalCallOptions& options) {
+absl::StatusOr<LocalCallResult> CreatePruned(Client& client, absl::StatusOr<Operation> (Client::*method)(Request),
+                                             Request request, const LocalCallOptions& options) {
   Files files;
   MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
   MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_definition(), "config_defination", "config_definition"));
