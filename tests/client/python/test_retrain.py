@@ -197,7 +197,7 @@ def test_weights_of_a_checkpoint(
     assert sorted(load_file(tmp_path / "net.safetensors")) == ["net.conv.weight", "net.n", "net.tied"]
 
 
-class Whole(torch.nn.Linear):
+class Whole(torch.nn.Linear):  # type: ignore[misc]  # torch is untyped
     """A module that a checkpoint holds as a whole."""
 
 
