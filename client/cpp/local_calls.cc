@@ -402,6 +402,36 @@ absl::StatusOr<LocalCallResult> RunLocally(Client& client, absl::StatusOr<Operat
   return LocalCall(client, std::move(function), options).Run();
 }
 
+// What all calls of retraining read.
+template <typename Request>
+absl::Status SendModelAndManifest(Request& request, Files& files) {
+  MPC_RETURN_IF_ERROR(files.SendModel(*request.mutable_model(), "model"));
+  return files.SendIfGiven(*request.mutable_module_manifest(), "module_manifest", "manifest");
+}
+
+template <typename Request>
+absl::StatusOr<LocalCallResult> CreatePruned(Client& client, absl::StatusOr<Operation> (Client::*method)(Request),
+                                             Request request, const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_definition(), "config_defination", "config_definition"));
+  MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::RetrainModelResponse>(client, method, std::move(files), std::move(request), options);
+}
+
+template <typename Request>
+absl::StatusOr<LocalCallResult> RestorePruned(Client& client, absl::StatusOr<Operation> (Client::*method)(Request),
+                                              Request request, const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_definition(), "config_defination", "config_definition"));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_weights(), "weights", "weights"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::RetrainModelResponse>(client, method, std::move(files), std::move(request), options);
+}
+
 }  // namespace
 
 absl::StatusOr<LocalCallResult> CreateQuantConfigOnLocalPaths(Client& client, v1::CreateQuantConfigRequest request,
@@ -480,10 +510,99 @@ absl::StatusOr<LocalCallResult> SaveModelOnLocalPaths(Client& client, v1::SaveMo
   return RunLocally<v1::SaveModelResponse>(client, &Client::SaveModel, std::move(files), std::move(request), options);
 }
 
+absl::StatusOr<LocalCallResult> CreatePruneRetrainModelOnLocalPaths(Client& client, v1::CreatePruneRetrainModelRequest request,
+                                                                    const LocalCallOptions& options) {
+  return CreatePruned(client, &Client::CreatePruneRetrainModel, std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> RestorePruneRetrainModelOnLocalPaths(Client& client, v1::RestorePruneRetrainModelRequest request,
+                                                                     const LocalCallOptions& options) {
+  return RestorePruned(client, &Client::RestorePruneRetrainModel, std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> AutoChannelPruneSearchOnLocalPaths(Client& client, v1::AutoChannelPruneSearchRequest request,
+                                                                   const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config(), "config", "config"));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_sensitivities(), "sensitivities", "sensitivities"));
+  MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_output_cfg(), "output_cfg", "output_cfg"));
+  return RunLocally<v1::AutoChannelPruneSearchResponse>(client, &Client::AutoChannelPruneSearch, std::move(files),
+                                                        std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> CreateQuantRetrainConfigOnLocalPaths(Client& client, v1::CreateQuantRetrainConfigRequest request,
+                                                                     const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_config_definition(), "config_defination", "config_definition"));
+  MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_config_file(), "config_file", "config"));
+  return RunLocally<v1::CreateQuantConfigResponse>(client, &Client::CreateQuantRetrainConfig, std::move(files),
+                                                   std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> CreateQuantRetrainModelOnLocalPaths(Client& client, v1::CreateQuantRetrainModelRequest request,
+                                                                    const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_file(), "config_file", "config"));
+  MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::RetrainModelResponse>(client, &Client::CreateQuantRetrainModel, std::move(files), std::move(request),
+                                              options);
+}
+
+absl::StatusOr<LocalCallResult> RestoreQuantRetrainModelOnLocalPaths(Client& client, v1::RestoreQuantRetrainModelRequest request,
+                                                                     const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_file(), "config_file", "config"));
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_weights(), "weights", "weights"));
+  MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::RetrainModelResponse>(client, &Client::RestoreQuantRetrainModel, std::move(files), std::move(request),
+                                              options);
+}
+
+absl::StatusOr<LocalCallResult> SaveQuantRetrainModelOnLocalPaths(Client& client, v1::SaveQuantRetrainModelRequest request,
+                                                                  const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_file(), "config_file", "config"));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_rewrite_plan(), "rewrite_plan", "rewrite_plan"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::SaveModelResponse>(client, &Client::SaveQuantRetrainModel, std::move(files), std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> CreateCompressedRetrainModelOnLocalPaths(Client& client,
+                                                                         v1::CreateCompressedRetrainModelRequest request,
+                                                                         const LocalCallOptions& options) {
+  return CreatePruned(client, &Client::CreateCompressedRetrainModel, std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> RestoreCompressedRetrainModelOnLocalPaths(Client& client,
+                                                                          v1::RestoreCompressedRetrainModelRequest request,
+                                                                          const LocalCallOptions& options) {
+  return RestorePruned(client, &Client::RestoreCompressedRetrainModel, std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> SaveCompressedRetrainModelOnLocalPaths(Client& client,
+                                                                       v1::SaveCompressedRetrainModelRequest request,
+                                                                       const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::SaveModelResponse>(client, &Client::SaveCompressedRetrainModel, std::move(files), std::move(request),
+                                           options);
+}
+
 absl::StatusOr<LocalCallResult> SavePruneRetrainModelOnLocalPaths(Client& client, v1::SavePruneRetrainModelRequest request,
                                                                   const LocalCallOptions& options) {
   Files files;
   MPC_RETURN_IF_ERROR(files.SendModel(*request.mutable_model(), "model"));
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_record_file(), "record_file", "record"));
   MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
   return RunLocally<v1::SavePruneRetrainModelResponse>(client, &Client::SavePruneRetrainModel, std::move(files),
                                                        std::move(request), options);
