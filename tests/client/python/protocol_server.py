@@ -65,6 +65,7 @@ class ProtocolServer(
         self.requests: list[Any] = []
         self.received = 0  # bytes of uploads
         self.rewrite_plan = b"{}"  # what create and restore calls answer with
+        self.record: bytes | None = None  # that create calls write; None: something that tells the model
         self.changed = threading.Condition()
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         workspaces_pb2_grpc.add_WorkspacesServicer_to_server(self, self._server)
@@ -340,7 +341,8 @@ class ProtocolServer(
         response = compression_pb2.RetrainModelResponse()
         model = self._content(request, request.model)
         if writes_record:
-            response.record_file.CopyFrom(self._put(request, request.record_file, b"record of " + model))
+            content = b"record of " + model if self.record is None else self.record
+            response.record_file.CopyFrom(self._put(request, request.record_file, content))
         plan = f"{request.save_path}{separator}rewrite_plan.json"
         response.rewrite_plan.CopyFrom(self._put(request, plan, self.rewrite_plan))
         if not getattr(request, "plan_only", True):

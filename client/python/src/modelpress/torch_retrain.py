@@ -44,7 +44,27 @@ _EMPTY_RECORD = (
     "record_file is empty, no layers to be quantized. Please confirm the process of retrain quantification: whether "
     "the inference process is omitted after the training!"
 )
-_PRUNABLE_BY_GRADIENT = {"Conv2d", "Linear"}
+# Modules that the reference or this client puts into a module (docs/spec/qat.md section 1).
+_ADDED = {
+    "IFMR",
+    "HFMG",
+    "Recorder",
+    "AscendQuant",
+    "AscendDeQuant",
+    "RetrainQuant",
+    "RNNRetrainQuant",
+    "MarkedQuantizableModule",
+    "QuantIdentity",
+    "SelectiveMaskGen",
+    "DMQBalancer",
+    "Conv2dQAT",
+    "LinearQAT",
+    "LSTMQAT",
+    "GRUQAT",
+    "OFMRQuant",
+    "ConvTranspose1dQAT",
+}
+_SENSITIVE_TYPES = {"Conv2d", "Linear"}
 
 
 @dataclass(frozen=True)
@@ -474,9 +494,12 @@ def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _refuse_wrapped(model: torch.nn.Module) -> None:
-    if is_wrapped(model):
-        layers = {name: type(module).__name__ for name, module in model.named_modules() if is_wrapped(module) and name}
-        raise RuntimeError(f"The model cannot be quantized for following quant layers are in the model {layers}")
+    layers = {name: type(module).__name__ for name, module in model.named_modules() if type(module).__name__ in _ADDED}
+    if layers or is_wrapped(model):
+        raise RuntimeError(
+            f"The model cannot be quantized for following quant layers are in the model {layers or '(masks)'}: give the "
+            "float module"
+        )
 
 
 def _stripped(model: torch.nn.Module) -> torch.nn.Module:
@@ -541,7 +564,7 @@ def _taylor_sensitivities(model: torch.nn.Module, data: torch.Tensor, label: tor
     torch.nn.functional.l1_loss(output, label.to(device)).backward()
     sensitivities = {}
     for name, module in model.named_modules():
-        if type(module).__name__ in _PRUNABLE_BY_GRADIENT and module.weight.grad is not None:
+        if type(module).__name__ in _SENSITIVE_TYPES and module.weight.grad is not None:
             products = (module.weight.detach() * module.weight.grad).abs()
             sensitivities[name] = products.flatten(1).sum(1).to("cpu", torch.float32)
     return sensitivities
