@@ -68,7 +68,7 @@ def _marks(model: torch.nn.Module, *, reference_defects: bool) -> Iterator[None]
     """Puts marked modules in the place of their parents' children, and takes them out again."""
     if _is_marked(model, reference_defects=reference_defects):
         raise RuntimeError(
-            f"model has no parent module: a {type(model).__name__} alone is no model; put it into a torch.nn.Sequential"
+            f"model has no parent module. A {type(model).__name__} alone is a layer: put it into a torch.nn.Sequential"
         )
     children: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
     marked: dict[int, _Marked] = {}  # a module that has several names is marked by its first one

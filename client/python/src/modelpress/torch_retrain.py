@@ -497,8 +497,8 @@ def _refuse_wrapped(model: torch.nn.Module) -> None:
     layers = {name: type(module).__name__ for name, module in model.named_modules() if type(module).__name__ in _ADDED}
     if layers or is_wrapped(model):
         raise RuntimeError(
-            f"The model cannot be quantized for following quant layers are in the model {layers or '(masks)'}: give the "
-            "float module"
+            "The model cannot be quantized for following quant layers are in the model "
+            f"{layers or '(masks)'}: give the float module"
         )
 
 
