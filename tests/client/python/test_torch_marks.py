@@ -198,3 +198,17 @@ def test_marks_keep_sizes_in_the_graph(after: bool, tmp_path: Path) -> None:
         "Concat",
         "Reshape",
     ]
+
+
+@pytest.mark.parametrize("module", [nn.AdaptiveAvgPool2d(2), nn.BatchNorm2d(4, affine=False)])
+def test_modules_that_need_shapes(module: nn.Module, tmp_path: Path) -> None:
+    """The reference fails here."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), module, nn.Conv2d(4, 4, 1))
+    before = snapshot(model)
+    export_with_marks(model, tmp_path / "m.onnx", X)
+    assert [mark for mark in marks(tmp_path / "m.onnx") if mark[1] != "BatchNorm2d"] == [
+        ("0", "Conv2d"),
+        ("1", "ReLU"),
+        ("3", "Conv2d"),
+    ]
+    assert snapshot(model) == before

@@ -6,6 +6,7 @@ that the reference's files have too (`conv1.sub_module.weight`).
 """
 
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 
 from modelpress.parameters import DynamicAxes
 from modelpress.torch_export import export
+
+_LOGGER = logging.getLogger("modelpress")
 
 # Subclasses are marked too.
 _MARKED_KINDS = (
@@ -59,12 +62,18 @@ def export_with_marks(
     Raises:
         RuntimeError: `model` itself is a layer, input_data is not possible, or the export failed.
     """
-    with _marks(model, reference_defects=reference_defects):
-        export(model, path, input_data, input_names, output_names, dynamic_axes)
+    names = (input_names, output_names, dynamic_axes)
+    try:
+        with _marks(model, reference_defects=reference_defects, keep_shapes=False):
+            export(model, path, input_data, *names)
+    except RuntimeError as error:
+        _LOGGER.info("the export is tried again with the shapes behind marks: %s", error)
+        with _marks(model, reference_defects=reference_defects, keep_shapes=True):
+            export(model, path, input_data, *names)
 
 
 @contextmanager
-def _marks(model: torch.nn.Module, *, reference_defects: bool) -> Iterator[None]:
+def _marks(model: torch.nn.Module, *, reference_defects: bool, keep_shapes: bool) -> Iterator[None]:
     """Puts marked modules in the place of their parents' children, and takes them out again."""
     if _is_marked(model, reference_defects=reference_defects):
         raise RuntimeError(
@@ -78,7 +87,7 @@ def _marks(model: torch.nn.Module, *, reference_defects: bool) -> Iterator[None]
                 children.append((parent, name, child))
                 full_name = f"{path}.{name}" if path else name
                 if id(child) not in marked:
-                    marked[id(child)] = _Marked(child, full_name)
+                    marked[id(child)] = _Marked(child, full_name, keep_shapes=keep_shapes)
     try:
         for parent, name, child in children:
             parent._modules[name] = marked[id(child)]
@@ -108,10 +117,10 @@ def _is_marked(module: torch.nn.Module, *, reference_defects: bool) -> bool:
 class _Marked(torch.nn.Module):
     """A module with a mark on its first input; everything else is the module's own."""
 
-    def __init__(self, module: torch.nn.Module, name: str) -> None:
+    def __init__(self, module: torch.nn.Module, name: str, *, keep_shapes: bool) -> None:
         super().__init__()
         self.sub_module = module
-        self._mark = (name, type(module).__name__)
+        self._mark = (name, type(module).__name__, keep_shapes)
 
     def forward(self, in_data: Any = None, *arguments: Any, **keywords: Any) -> Any:
         if in_data is None and keywords:  # the module's first parameter was given by name
@@ -130,12 +139,17 @@ class _Marked(torch.nn.Module):
 
 
 class _Mark(torch.autograd.Function):
-    """The node."""
+    """The node.
+
+    In the reference's graphs the exporter does not know the shapes behind it, and writes every size that is read as
+    nodes. Some modules (AdaptiveAvgPool2d of sizes above 1, batch norms without weights) it cannot export without them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, in_data: torch.Tensor, name: str, module_type: str) -> torch.Tensor:  # noqa: ARG004
+    def forward(ctx: Any, in_data: torch.Tensor, name: str, module_type: str, keep_shapes: bool) -> Any:  # noqa: ARG004
         return in_data.clone()
 
     @staticmethod
-    def symbolic(graph: Any, in_data: Any, name: str, module_type: str) -> Any:
-        return graph.op("custom_op_domain::QuantIdentity", in_data, op_name_s=name, module_type_s=module_type)
+    def symbolic(graph: Any, in_data: Any, name: str, module_type: str, keep_shapes: bool) -> Any:
+        node = graph.op("custom_op_domain::QuantIdentity", in_data, op_name_s=name, module_type_s=module_type)
+        return node.setType(in_data.type()) if keep_shapes else node

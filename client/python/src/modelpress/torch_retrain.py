@@ -107,7 +107,7 @@ class RetrainSession(SessionBase):
                 **options,
             )
 
-        return self._create(function, model, input_data, Path(record_file), call).train()
+        return self._create(function, model, input_data, Path(record_file).absolute(), call).train()
 
     def restore_prune_retrain_model(
         self,
@@ -242,7 +242,7 @@ class RetrainSession(SessionBase):
                 config, files.model, files.record, files.save_path, module_manifest=files.manifest, **options
             )
 
-        return self._create(function, model, input_data, Path(record_file), call)
+        return self._create(function, model, input_data, Path(record_file).absolute(), call)
 
     def restore_quant_retrain_model(
         self,
@@ -265,7 +265,7 @@ class RetrainSession(SessionBase):
                 config, files.model, files.record, files.save_path, module_manifest=files.manifest, **options
             )
 
-        return self._create(function, model, input_data, Path(record_file), call, weights)
+        return self._create(function, model, input_data, Path(record_file).absolute(), call, weights)
 
     def save_quant_retrain_model(
         self,
@@ -326,7 +326,7 @@ class RetrainSession(SessionBase):
                 **options,
             )
 
-        return _in_training_if_pruned(self._create(function, model, input_data, Path(record_file), call))
+        return _in_training_if_pruned(self._create(function, model, input_data, Path(record_file).absolute(), call))
 
     def restore_compressed_retrain_model(
         self,
@@ -421,7 +421,7 @@ class RetrainSession(SessionBase):
         _refuse_wrapped(model)
         with self._exported(model, input_data) as files:
             plan = self._plan(function, call, files)
-            record = RecordFile(record_file, _parse_record(record_file.read_bytes()))
+            record = RecordFile(record_file.absolute(), _parse_record(record_file.read_bytes()))
             return self._rewritten(model, plan, record, weights)
 
     def _plan(
