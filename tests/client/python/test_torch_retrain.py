@@ -358,6 +358,13 @@ def test_compressed_flow_with_quantization(server: ProtocolServer) -> None:
     net, x = golden_net(Q01).eval(), quant_input(Q01)
     model = amct.create_compressed_retrain_model(net, x, "prune.cfg", "r.txt")
     assert not model.training  # nothing was pruned
+    Path("pruned.txt").write_bytes(RECORD)
+    for file in ("r.txt", "pruned.txt"):
+        with pytest.raises(RuntimeError, match=r"record_file is empty, .*inference process is omitted"):
+            amct.save_compressed_retrain_model(model, file, "out/m", x)
+    Path("broken.txt").write_bytes(b"record {")
+    with pytest.raises(ValueError, match=r"record_file: broken\.txt is no record file"):
+        amct.save_compressed_retrain_model(model, "broken.txt", "out/m", x)
     model.train()(*x)
     model.eval()(*x)
     amct.save_compressed_retrain_model(model, "r.txt", "out/m", x)

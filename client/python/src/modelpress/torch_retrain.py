@@ -376,12 +376,15 @@ class RetrainSession(SessionBase):
         _check_names(function, input_names, output_names, dynamic_axes)
         as_tuple(input_data)
         record = check_input(function, "record_file", record_file)
-        if not record.stat().st_size:
-            raise RuntimeError(_EMPTY_RECORD)
         model = _unwrapped(model)
+        try:
+            content = _parse_record(record.read_bytes())
+        except (text_format.ParseError, UnicodeDecodeError) as error:
+            raise ValueError(f"record_file: {record} is no record file: {error}") from error
+        if not content.record and (_is_quantized(model) or not content.prune_record):
+            raise RuntimeError(_EMPTY_RECORD)
         names = (input_names, output_names, dynamic_axes)
-        # What is not quantized is stored as it is exported.
-        marked = _is_quantized(model, record)
+        marked = bool(content.record)  # what is not quantized is stored as it is exported
         exported = self._exported(_stripped(model), input_data, *names, marked=marked)
         with exported as files, self._connected(function) as (client, options):
             return client.save_compressed_retrain_model_files(
@@ -506,15 +509,11 @@ def _stripped(model: torch.nn.Module) -> torch.nn.Module:
     return strip(model) if is_wrapped(model) else model
 
 
-def _is_quantized(model: torch.nn.Module, record: Path) -> bool:
-    """Whether a model has quantizers or, where it is not known what was done to it, its record has factors."""
+def _is_quantized(model: torch.nn.Module) -> bool:
+    """Whether the model is known to have quantizers."""
     retraining = retraining_of(model)
-    if retraining is not None:
-        return any(layer.HasField("act") or layer.HasField("weight") for layer in retraining.plan.layers)
-    try:
-        return bool(_parse_record(record.read_bytes()).record)
-    except text_format.ParseError:  # for the service to say
-        return True
+    layers = [] if retraining is None else retraining.plan.layers
+    return any(layer.HasField("act") or layer.HasField("weight") for layer in layers)
 
 
 def _in_training_if_pruned(model: torch.nn.Module) -> torch.nn.Module:
