@@ -162,7 +162,8 @@ absl::StatusOr<NamedModel> ReadNamedModel(const CallContext& context, const std:
   MP_RETURN_IF_ERROR(AtPlace(layers.status(), place));
   MP_ASSIGN_OR_RETURN(auto mark_tensors, StripMarks(*graph));
   NameLayerNodes(*graph, *layers);
-  return NamedModel{*std::move(graph), *std::move(layers), std::move(files_read), std::move(mark_tensors)};
+  return NamedModel{*std::move(graph), *std::move(layers), std::move(files_read), std::move(mark_tensors),
+                    std::move(manifest)};
 }
 
 absl::StatusOr<std::string> ReadText(const CallContext& context, const std::string& file, const std::string& field) {

@@ -3,6 +3,7 @@
 #define MODELPRESS_ENGINE_FUNCTIONS_NAMED_MODEL_H_
 
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "engine/functions/functions.h"
 #include "engine/graph/graph.h"
 #include "engine/quantize/layers.h"
+#include "modelpress/v1/module_manifest.pb.h"
 
 namespace modelpress::engine {
 
@@ -23,6 +25,7 @@ struct NamedModel {
   Layers layers;
   std::set<std::string> files_read;
   std::map<ItemId, std::string> mark_tensors;  // as StripMarks returns them
+  std::optional<v1::ModuleManifest> manifest;  // where the call has one
 };
 
 // New names and free dimensions for the interface of a model (documented parameters of several functions).

@@ -11,6 +11,7 @@
 #include "engine/functions/named_model.h"
 #include "engine/functions/report.h"
 #include "engine/graph/graph.h"
+#include "engine/prune/record_attributes.h"
 #include "engine/prune/selective.h"
 #include "engine/quantize/marks.h"
 #include "engine/quantize/op_rules.h"
@@ -21,15 +22,6 @@ namespace {
 
 // The folder part of a name, with the slash at its end; "" where there is none.
 std::string FolderOf(const std::string& name) { return name.substr(0, name.rfind('/') + 1); }
-
-const AMCTProto::AttrProto* FindAttribute(const AMCTPytorchProto::PruneNode& node, absl::string_view name) {
-  for (const AMCTProto::AttrProto& attribute : node.attr()) {
-    if (attribute.name() == name) {
-      return &attribute;
-    }
-  }
-  return nullptr;
-}
 
 // Output channels of a layer; nullopt where the graph does not tell.
 std::optional<int64_t> ChannelsOf(const Graph& graph, ItemId id) {
@@ -132,19 +124,19 @@ absl::Status CheckPruneRecords(const Graph& graph, const AMCTPytorchProto::Scale
                                std::vector<std::string>& warnings) {
   for (const AMCTPytorchProto::PruneRecord& prune : record.prune_record()) {
     for (const AMCTPytorchProto::PruneNode& producer : prune.producer()) {
-      const auto* end = FindAttribute(producer, "end");
-      const auto* cut = FindAttribute(producer, "prune_index");
+      const std::optional<int64_t> end = FindRecordInt(producer, kPruneEndAttribute);
+      const AMCTProto::AttrProto* cut = FindRecordAttribute(producer, kPruneIndexAttribute);
       const ItemId id = graph.Find(producer.name());
       const std::optional<int64_t> channels = id < 0 ? std::nullopt : ChannelsOf(graph, id);
-      if (end == nullptr || cut == nullptr) {
+      if (!end.has_value() || cut == nullptr) {
         continue;
       }
       if (!channels.has_value()) {
         warnings.push_back(absl::StrCat("layer '", producer.name(), "' of the record file is not found in the model"));
-      } else if (*channels != end->i() - cut->ints_size()) {
+      } else if (*channels != *end - cut->ints_size()) {
         return MakeError(v1::PRUNE_FAILED,
-                         absl::StrCat("it has ", *channels, " output channels, but by the record file ", end->i() - cut->ints_size(),
-                                      " of ", end->i(), " are left: is the model another one than the record file is of?"),
+                         absl::StrCat("it has ", *channels, " output channels, but by the record file ", *end - cut->ints_size(),
+                                      " of ", *end, " are left: is the model another one than the record file is of?"),
                          {.layer = producer.name()});
       }
     }

@@ -15,14 +15,13 @@
 #include "engine/functions/save_model.h"
 #include "engine/functions/save_prune_retrain_model.h"
 #include "engine/fuse/batch_norm.h"
+#include "engine/retrain/plan_json.h"
 #include "engine/retrain/retrain_layers.h"
-#include "google/protobuf/util/json_util.h"
-#include "modelpress/v1/rewrite_plan.pb.h"
 
 namespace modelpress::engine {
 namespace {
 
-constexpr char kForceFp16[] = "FORCE_FP16_QUANT";
+constexpr char kForceFp16[] = "FORCE_FP16_QUANT";  // fakequant_precision_mode
 
 // A batch norm in training mode normalizes by the batch at hand and cannot be folded, while the scales in the record file count on
 // its being folded (docs/spec/qat.md D-15).
@@ -109,20 +108,6 @@ void ForceFp16(AMCTPytorchProto::ScaleOffsetRecord& record) {
   }
 }
 
-// The configuration that the model was created with, from its rewrite plan.
-absl::StatusOr<std::string> CreatedConfig(const CallContext& context, const std::string& rewrite_plan) {
-  MP_ASSIGN_OR_RETURN(const std::string json, ReadText(context, rewrite_plan, "rewrite_plan"));
-  v1::RewritePlan plan;
-  google::protobuf::util::JsonParseOptions options;
-  options.ignore_unknown_fields = true;  // of a newer service
-  const auto parsed = google::protobuf::util::JsonStringToMessage({json.data(), json.size()}, &plan, options);
-  if (!parsed.ok() || plan.config().empty()) {
-    return MakeError(v1::REQUEST_INVALID, "not a rewrite plan as the create and restore functions write it",
-                     {.field = "rewrite_plan", .file = rewrite_plan});
-  }
-  return plan.config();
-}
-
 absl::StatusOr<SavedModels> SaveTrained(const CallContext& context, const SaveRetrainModelCall& call, const SavePath& path,
                                         NamedModel model, ParsedRecord record, ReportExtension report) {
   const ErrorPlace place = {.field = "model", .file = call.model};
@@ -155,8 +140,10 @@ absl::StatusOr<SavedModels> SaveQuantRetrainModel(const CallContext& context, co
   MP_RETURN_IF_ERROR(AtPlace(config.status(), config_place));
   if (!call.rewrite_plan.empty()) {
     report.inputs.insert(call.rewrite_plan);
-    MP_ASSIGN_OR_RETURN(const std::string created, CreatedConfig(context, call.rewrite_plan));
-    MP_RETURN_IF_ERROR(AtPlace(CheckSameRetrainConfig(*config, created), config_place));
+    MP_ASSIGN_OR_RETURN(const std::string json, ReadText(context, call.rewrite_plan, "rewrite_plan"));
+    absl::StatusOr<v1::RewritePlan> plan = ParseRewritePlan(json, call.rewrite_plan);
+    MP_RETURN_IF_ERROR(AtPlace(plan.status(), {.field = "rewrite_plan"}));
+    MP_RETURN_IF_ERROR(AtPlace(CheckSameRetrainConfig(*config, plan->config()), config_place));
   }
   report.warnings = config->warnings;
   report.deviations = {config->deviations.begin(), config->deviations.end()};
