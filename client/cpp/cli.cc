@@ -340,26 +340,28 @@ class Cli {
     CLI::App* create = AddFunction("create_quant_retrain_model", "write the plan by which a module gets its quantizers",
                                    create_quant_, CreateQuantRetrainModelOnLocalPaths);
     AddQuantRetrain(*create, create_quant_);
-    CLI::App* restore = AddFunction("restore_quant_retrain_model", "the same again, and check that a checkpoint fits it",
+    CLI::App* restore = AddFunction("restore_quant_retrain_model", "plan the quantizers again, and check that a checkpoint fits",
                                     restore_quant_, RestoreQuantRetrainModelOnLocalPaths);
     AddQuantRetrain(*restore, restore_quant_);
     AddWeights(*restore, restore_quant_);
 
-    CLI::App* save = AddFunction("save_quant_retrain_model", "write the deploy and fake-quant models of a trained model",
-                                 save_quant_, SaveQuantRetrainModelOnLocalPaths);
+    CLI::App* save = AddFunction("save_quant_retrain_model", "write both models after quantization-aware training", save_quant_,
+                                 SaveQuantRetrainModelOnLocalPaths);
     AddField(*save, "config_file", save_quant_, "the JSON configuration")->required();
     AddSaveRetrain(*save, save_quant_);
     AddField(*save, "rewrite_plan", save_quant_, "the plan of the model: the configuration is checked to be its own");
   }
 
   void AddCompressedRetrainCommands() {
-    CLI::App* create = AddFunction("create_compressed_retrain_model", "prune or make sparse, and plan the quantizers",
-                                   create_compressed_, CreateCompressedRetrainModelOnLocalPaths);
+    CLI::App* create =
+        AddFunction("create_compressed_retrain_model", "prune or make sparse before training, and plan the quantizers",
+                    create_compressed_, CreateCompressedRetrainModelOnLocalPaths);
     AddCreatePruned(*create, create_compressed_);
-    CLI::App* restore = AddFunction("restore_compressed_retrain_model", "the same by a record file, with a checkpoint's weights",
+    CLI::App* restore = AddFunction("restore_compressed_retrain_model",
+                                    "prune by a record file, with a checkpoint's weights, and plan the quantizers",
                                     restore_compressed_, RestoreCompressedRetrainModelOnLocalPaths);
     AddRestorePruned(*restore, restore_compressed_);
-    CLI::App* save = AddFunction("save_compressed_retrain_model", "write the deploy and fake-quant models of a trained model",
+    CLI::App* save = AddFunction("save_compressed_retrain_model", "write both models after training a compressed model",
                                  save_compressed_, SaveCompressedRetrainModelOnLocalPaths);
     AddSaveRetrain(*save, save_compressed_);
   }

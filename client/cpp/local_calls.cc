@@ -12,11 +12,14 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "amct/auto_channel_prune_config.pb.h"
 #include "client/cpp/external_data.h"
 #include "client/cpp/local_file.h"
 #include "client/cpp/local_path.h"
 #include "client/cpp/sha256.h"
+#include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/message.h"
+#include "google/protobuf/text_format.h"
 
 namespace modelpress::client {
 namespace {
@@ -432,6 +435,21 @@ absl::StatusOr<LocalCallResult> RestorePruned(Client& client, absl::StatusOr<Ope
   return RunLocally<v1::RetrainModelResponse>(client, method, std::move(files), std::move(request), options);
 }
 
+// The file that a search's configuration names, "" if none. A text that cannot be parsed is left to the server, which says where.
+absl::StatusOr<std::string> OverrideNamedIn(const std::string& config) {
+  MPC_RETURN_IF_ERROR(CheckInputPath(config, "config"));
+  MPC_ASSIGN_OR_RETURN(const MappedFile mapped, MappedFile::Map(config));
+  class Silent final : public google::protobuf::io::ErrorCollector {
+    void AddError(int, google::protobuf::io::ColumnNumber, const std::string&) override {}
+  } silent;
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&silent);
+  parser.AllowPartialMessage(true);
+  AMCTProto::AutoChannelPruneConfig parsed;
+  const bool readable = parser.ParseFromString(std::string(mapped.bytes()), &parsed);
+  return readable ? parsed.override_prune_cfg() : "";
+}
+
 }  // namespace
 
 absl::StatusOr<LocalCallResult> CreateQuantConfigOnLocalPaths(Client& client, v1::CreateQuantConfigRequest request,
@@ -524,6 +542,10 @@ absl::StatusOr<LocalCallResult> AutoChannelPruneSearchOnLocalPaths(Client& clien
                                                                    const LocalCallOptions& options) {
   Files files;
   MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  if (request.override_prune_cfg().empty()) {
+    MPC_ASSIGN_OR_RETURN(*request.mutable_override_prune_cfg(), OverrideNamedIn(request.config()));
+  }
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_override_prune_cfg(), "override_prune_cfg", "override_prune_cfg"));
   MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config(), "config", "config"));
   MPC_RETURN_IF_ERROR(files.Send(*request.mutable_sensitivities(), "sensitivities", "sensitivities"));
   MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_output_cfg(), "output_cfg", "output_cfg"));

@@ -56,6 +56,7 @@ absl::StatusOr<LocalCallResult> CreatePruneRetrainModelOnLocalPaths(Client& clie
                                                                     const LocalCallOptions& options);
 absl::StatusOr<LocalCallResult> RestorePruneRetrainModelOnLocalPaths(Client& client, v1::RestorePruneRetrainModelRequest request,
                                                                      const LocalCallOptions& options);
+// The file that override_prune_cfg of the configuration names (from the working directory, as documented) goes along.
 absl::StatusOr<LocalCallResult> AutoChannelPruneSearchOnLocalPaths(Client& client, v1::AutoChannelPruneSearchRequest request,
                                                                    const LocalCallOptions& options);
 absl::StatusOr<LocalCallResult> CreateQuantRetrainConfigOnLocalPaths(Client& client, v1::CreateQuantRetrainConfigRequest request,

@@ -219,6 +219,7 @@ absl::StatusOr<CallFiles> FilesOf(v1::AutoChannelPruneSearchRequest& request) {
   CallFiles files = ModelFiles(request);
   files.inputs.push_back({request.config(), "config"});
   files.inputs.push_back({request.sensitivities(), "sensitivities"});
+  AddIfGiven(request.override_prune_cfg(), "override_prune_cfg", files);
   files.outputs.push_back({request.output_cfg(), "output_cfg"});
   return files;
 }

@@ -265,7 +265,8 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::AutoChannelP
                                                                .config = request.config(),
                                                                .output_cfg = request.output_cfg(),
                                                                .sensitivities = request.sensitivities(),
-                                                               .module_manifest = request.module_manifest()}));
+                                                               .module_manifest = request.module_manifest(),
+                                                               .override_prune_cfg = request.override_prune_cfg()}));
   return ConfigResult(saved, &v1::AutoChannelPruneSearchResponse::mutable_output_cfg);
 }
 

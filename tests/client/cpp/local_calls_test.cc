@@ -514,6 +514,13 @@ TEST_F(RetrainTest, ConfigurationAndSearch) {
   EXPECT_EQ(ReadFile(folder_ / "new/found.cfg"), "ratios of " + ReadFile(model_));
   EXPECT_EQ(LastRequest<v1::AutoChannelPruneSearchRequest>().config(), "config/prune.cfg");
   EXPECT_EQ(LastRequest<v1::AutoChannelPruneSearchRequest>().sensitivities(), "sensitivities/w.safetensors");
+  EXPECT_EQ(LastRequest<v1::AutoChannelPruneSearchRequest>().override_prune_cfg(), "");
+  // A file that the configuration names goes along.
+  search.set_config(WriteFile(folder_ / "search.cfg", "compress_ratio: 2 override_prune_cfg: '" + cfg_ + "'"));
+  ASSERT_TRUE(AutoChannelPruneSearchOnLocalPaths(*client_, search, {}).ok());
+  EXPECT_EQ(LastRequest<v1::AutoChannelPruneSearchRequest>().override_prune_cfg(), "override_prune_cfg/prune.cfg");
+  std::filesystem::remove(cfg_);
+  EXPECT_EQ(ReasonOf(AutoChannelPruneSearchOnLocalPaths(*client_, search, {})), "FILE_NOT_FOUND");
 }
 
 TEST_F(RetrainTest, SaveReadsTheRecord) {

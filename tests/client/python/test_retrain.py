@@ -172,6 +172,19 @@ def test_quantization_aware_training_of_local_files(
 
     found = client.auto_channel_prune_search_files(files["model"], files["cfg"], files["weights"], out / "found.cfg")
     assert found.config_file.read_bytes() == b"ratios of weights"
+    assert not server.requests[-1].override_prune_cfg
+    # A file that the configuration names goes along.
+    (tmp_path / "search.cfg").write_text(f"compress_ratio: 2 override_prune_cfg: '{files['cfg']}'")
+    client.auto_channel_prune_search_files(files["model"], tmp_path / "search.cfg", files["weights"], out / "found.cfg")
+    assert sent(server, server.requests[-1].override_prune_cfg) == b"cfg"
+    with pytest.raises(FileNotFoundError, match="override_prune_cfg"):
+        client.auto_channel_prune_search_files(
+            files["model"],
+            tmp_path / "search.cfg",
+            files["weights"],
+            out / "found.cfg",
+            override_prune_cfg=tmp_path / "none.cfg",
+        )
 
 
 def test_weights_of_a_checkpoint(

@@ -18,9 +18,10 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
 
 from google.longrunning import operations_pb2
-from google.protobuf import empty_pb2
+from google.protobuf import empty_pb2, text_format
 
 from modelpress import errors
+from modelpress.amct import auto_channel_prune_config_pb2
 from modelpress.local_call import LocalCall
 from modelpress.local_files import Digest, Outputs, chunks, digest_of, make_folder
 from modelpress.parameters import (
@@ -1038,14 +1039,18 @@ class AsyncClient:
         output_cfg: LocalPath,
         **parameters: Unpack[AutoChannelPruneSearchFilesCall],
     ) -> SavedConfig:
-        """auto_channel_prune_search on local files; arguments as there, see also LocalOptions."""
+        """auto_channel_prune_search on local files; arguments as there, see also LocalOptions.
+
+        The file that override_prune_cfg of the configuration names (from the working directory) goes along.
+        """
         names: dict[str, Any] = dict(parameters)
 
         def plan(call: LocalCall, _: Path) -> None:
             names["model"] = call.send_model(model, "model")
             names["config"] = call.send(config, "config", "config")
+            names.setdefault("override_prune_cfg", _override_named_in(Path(config)))
             names["sensitivities"] = call.send(sensitivities, "sensitivities", "sensitivities")
-            _send_given(call, names, "module_manifest")
+            _send_given(call, names, "module_manifest", "override_prune_cfg")
             names["output_cfg"] = call.receive(output_cfg, "output_cfg", "output_cfg")
 
         response, paths, warnings = await self._run_locally(
@@ -1319,6 +1324,16 @@ def _send_given(call: LocalCall, names: dict[str, Any], *arguments: str) -> None
     for argument in arguments:
         if names.get(argument) is not None:
             names[argument] = call.send(names[argument], argument, argument)
+
+
+def _override_named_in(config: Path) -> str | None:
+    """The file that a search's configuration names; a text that cannot be parsed is left to the service."""
+    parsed = auto_channel_prune_config_pb2.AutoChannelPruneConfig()
+    try:
+        text_format.Parse(config.read_text(encoding="utf-8"), parsed)
+    except (text_format.ParseError, UnicodeDecodeError):
+        return None
+    return parsed.override_prune_cfg or None
 
 
 def _files_in(response: Any) -> Iterator[Any]:

@@ -149,6 +149,17 @@ class ManifestParameters(TypedDict, Generic[PathT], total=False):
     module_manifest: PathT
 
 
+class AutoChannelPruneSearchParameters(ManifestParameters[PathT], Generic[PathT], total=False):
+    """Of auto_channel_prune_search.
+
+    Attributes:
+        override_prune_cfg: the file that override_prune_cfg of the configuration names, whatever the path there; of
+            local files it is found by that path if it is not given.
+    """
+
+    override_prune_cfg: PathT
+
+
 class CreateRetrainParameters(ManifestParameters[PathT], Generic[PathT], total=False):
     """Of create_prune_retrain_model and create_compressed_retrain_model.
 
@@ -272,11 +283,11 @@ class QuantizeFilesCall(ConfigArguments[LocalPath], LocalOptions, total=False):
     sample_data: LocalData
 
 
-class AutoChannelPruneSearchCall(ManifestParameters[str], CallOptions, total=False):
+class AutoChannelPruneSearchCall(AutoChannelPruneSearchParameters[str], CallOptions, total=False):
     """auto_channel_prune_search on files of a workspace."""
 
 
-class AutoChannelPruneSearchFilesCall(ManifestParameters[LocalPath], LocalOptions, total=False):
+class AutoChannelPruneSearchFilesCall(AutoChannelPruneSearchParameters[LocalPath], LocalOptions, total=False):
     """auto_channel_prune_search on local files."""
 
 
