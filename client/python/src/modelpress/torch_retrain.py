@@ -5,6 +5,7 @@ which a copy of the module is changed (modelpress.torch_rewrite). That copy keep
 function that saves it finds them again.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ from modelpress.torch_wrappers import is_wrapped, strip
 from modelpress.v1 import rewrite_plan_pb2
 
 InputData: TypeAlias = "tuple[Any, ...] | torch.Tensor"
+
+_LOGGER = logging.getLogger("modelpress")
 
 _EMPTY_RECORD = (
     "record_file is empty, no layers to be quantized. Please confirm the process of retrain quantification: whether "
@@ -432,6 +435,8 @@ class RetrainSession(SessionBase):
     ) -> rewrite_plan_pb2.RewritePlan:
         with self._connected(function) as (client, options):
             answer = call(client, files, options)
+        for warning in answer.warnings:
+            _LOGGER.warning("%s: %s", function, warning)
         plan = rewrite_plan_pb2.RewritePlan()
         # A newer service may say more than this client knows of.
         json_format.Parse(answer.rewrite_plan.read_bytes(), plan, ignore_unknown_fields=True)
