@@ -306,14 +306,14 @@ class _WeightFakeQuant(torch.autograd.Function):
         weight, scales = ctx.saved_tensors
         bound = 2 ** (ctx.bits - 1)
         if weight.dim() == 4 or len(scales) > 1:
-            weight = weight.reshape(weight.shape[0], -1)
+            weight = weight.reshape(len(scales) if len(scales) > 1 else weight.shape[0], -1)
         values, gradient = weight.float(), grad.float().reshape(weight.shape)
         scale = scales.float().unsqueeze(1) if len(scales) > 1 else scales.float()
         above = (values > scale * (bound - 1)).float()
         below = (values < -scale * bound).float()
         steps = values / scale
         slope = (steps.round() - steps) * (1 - (above + below)) - bound * below + (bound - 1) * above
-        slope = slope * (1 / float(np.sqrt(values.shape[1] * (bound - 1))))
+        slope = slope * float(1 / np.sqrt(np.float32(values.shape[1] * (bound - 1))))
         products = slope * gradient
         grad_scales = products.sum(1) if len(scales) > 1 else products.sum().reshape(1)
         return grad, grad_scales.to(scales.dtype), None
@@ -344,11 +344,8 @@ def _smallest_two(values: Sequence[int]) -> tuple[int, int]:
     def swap(left: int, right: int) -> None:
         order[left], order[right] = order[right], order[left]
 
-    if less(1, 2):
-        pivot = 2 if less(2, 3) else (3 if less(1, 3) else 1)
-    else:
-        pivot = 1 if less(1, 3) else (3 if less(2, 3) else 2)
-    swap(0, pivot)
+    low, high = (1, 2) if less(1, 2) else (2, 1)
+    swap(0, high if less(high, 3) else 3 if less(low, 3) else low)  # the median of three
     first, last = 1, 4
     while True:
         while less(first, 0):
