@@ -14,7 +14,7 @@ from golden_networks import GOLDEN, cut_tensor, cuts_of, filter_cuts, golden_net
 from modelpress.torch_rewrite import apply_cuts, copy_model
 from torch import nn
 
-PRUNE_CASES = sorted(path.parent.name for path in (GOLDEN / "prune").glob("*/kept_channels.json"))
+PRUNE_CASES = sorted(path.parent.name for path in (GOLDEN / "prune").glob("*/pruned.onnx"))
 
 
 def cuts_of_layer(name: str, layer: dict[str, Any]) -> list[dict[str, Any]]:
