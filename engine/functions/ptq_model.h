@@ -1,4 +1,4 @@
-// What the functions of post-training quantization share: reading their inputs and running their steps.
+// What the functions of post-training quantization share: reading their configuration and running their steps.
 #ifndef MODELPRESS_ENGINE_FUNCTIONS_PTQ_MODEL_H_
 #define MODELPRESS_ENGINE_FUNCTIONS_PTQ_MODEL_H_
 
@@ -17,37 +17,13 @@
 #include "engine/formats/calibration_config.h"
 #include "engine/formats/record.h"
 #include "engine/functions/functions.h"
+#include "engine/functions/named_model.h"
 #include "engine/functions/quantize_preprocess.h"
 #include "engine/graph/graph.h"
 #include "engine/quantize/layers.h"
 #include "engine/runtime/calibration_data.h"
 
 namespace modelpress::engine {
-
-// A model whose layers' nodes carry the layers' names.
-struct NamedModel {
-  Graph graph;
-  Layers layers;
-  std::set<std::string> files_read;
-};
-
-// New names and free dimensions for the interface of a model (the documented parameters of quantize_model).
-struct InterfaceNames {
-  std::vector<std::string> inputs;                                 // in order; empty: as they are
-  std::vector<std::string> outputs;                                // the same
-  std::map<std::string, std::map<int, std::string>> dynamic_axes;  // input or output -> axis -> label ("": a made-up one)
-};
-
-// Reads `model` (request field `field`) and finds its layers. MODEL_MARKED where it is quantized already. Marks of quantize_model
-// are taken off.
-absl::StatusOr<NamedModel> ReadNamedModel(const CallContext& context, const std::string& model, const std::string& field,
-                                          const std::string& module_manifest, const InterfaceNames& names = {});
-
-// The whole content of a small text file. FILE_NOT_FOUND with `field`.
-absl::StatusOr<std::string> ReadText(const CallContext& context, const std::string& file, const std::string& field);
-
-// Parses a record file (request field record_file).
-absl::StatusOr<ParsedRecord> ReadRecordFile(const CallContext& context, const std::string& record_file);
 
 // Reads and checks config_file against the layers.
 absl::StatusOr<QuantConfig> ReadConfigFile(const CallContext& context, const std::string& config_file, const Layers& layers);
@@ -90,12 +66,6 @@ absl::StatusOr<ActivationStepResult> RunCalibration(const CallContext& context, 
 absl::StatusOr<QuantConfigText> MakeQuantConfig(const CallContext& context, const LayerCatalog& catalog,
                                                 const QuantConfigArguments& arguments, const std::string& config_definition,
                                                 int64_t default_batch_num = 1);
-
-// The status of making a configuration with its place filled in: what no file or argument is to blame for lies with the model.
-absl::Status AtConfigSource(const absl::Status& status, const std::string& model, const std::string& config_definition);
-
-// Writes one small file of a call's results; does nothing with validate_only.
-absl::StatusOr<WrittenFile> WriteText(const CallContext& context, const OutputFile& file, absl::string_view text);
 
 }  // namespace modelpress::engine
 

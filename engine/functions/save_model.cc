@@ -9,11 +9,13 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "engine/formats/record.h"
+#include "engine/functions/named_model.h"
 #include "engine/functions/report.h"
 #include "engine/functions/report_html.h"
 #include "engine/graph/graph.h"
 #include "engine/quantize/deploy_check.h"
 #include "engine/quantize/layer_factors.h"
+#include "engine/quantize/marks.h"
 #include "engine/quantize/modified_model.h"
 #include "engine/quantize/pass.h"
 #include "engine/runtime/load_check.h"
@@ -21,33 +23,27 @@
 namespace modelpress::engine {
 namespace {
 
-constexpr char kMarkDomain[] = "custom_op_domain";
-constexpr char kModelField[] = "modified_onnx_file";
-constexpr char kRecordField[] = "record_file";
 // The fake-quant model uses Round and Clip with three inputs.
 constexpr int64_t kMinOpset = 11;
 
 // The opset import of the mark domain goes; the reference drops the last one, whatever it is (docs/spec/save.md section 3.1).
-void DropMarkOpset(onnx::ModelProto& shell, const ReferenceDefects& defects, std::set<std::string>& deviations) {
+void DropOpset(onnx::ModelProto& shell, const ReferenceDefects& defects, std::set<std::string>& deviations) {
   auto* imports = shell.mutable_opset_import();
   if (imports->size() < 2) {
     return;
   }
-  const bool last_is_mark = imports->Get(imports->size() - 1).domain() == kMarkDomain;
   if (defects.drops_last_opset_import) {
     imports->RemoveLast();
     return;
   }
-  if (!last_is_mark) {
+  if (imports->Get(imports->size() - 1).domain() != kMarkDomain) {
     deviations.insert("every opset import but that of the mark domain is kept (3.1)");
   }
-  imports->erase(
-      std::remove_if(imports->begin(), imports->end(), [](const auto& import) { return import.domain() == kMarkDomain; }),
-      imports->end());
+  DropMarkOpset(shell);
 }
 
-absl::Status CheckOpset(const Model& model, const ReferenceDefects& defects) {
-  for (const onnx::OperatorSetIdProto& import : model.shell.opset_import()) {
+absl::Status CheckOpset(const onnx::ModelProto& shell, const ReferenceDefects& defects) {
+  for (const onnx::OperatorSetIdProto& import : shell.opset_import()) {
     if (import.domain().empty() && import.version() < kMinOpset && !defects.accepts_old_opsets) {
       return MakeError(v1::OPSET_UNSUPPORTED,
                        absl::StrCat("the model has opset ", import.version(),
@@ -140,48 +136,50 @@ absl::StatusOr<Model> ReadBack(const OutputFolder& output, const std::string& na
 absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::string& modified_onnx_file,
                                       const std::string& record_file, const std::string& save_path,
                                       const ReportExtension* extension) {
-  const ErrorPlace model_place = {.field = kModelField, .file = modified_onnx_file};
-  const ErrorPlace record_place = {.field = kRecordField, .file = record_file};
-  auto at_model = [&](const absl::Status& status) { return AtPlace(status, model_place); };
-
+  const ErrorPlace place = {.field = "modified_onnx_file", .file = modified_onnx_file};
   MP_ASSIGN_OR_RETURN(const SavePath path, SavePath::Parse(save_path));
   context.progress("read", 0, 0);
-  absl::StatusOr<Model> read = ReadModel(*context.files, modified_onnx_file);
-  MP_RETURN_IF_ERROR(at_model(read.status()));
-  Model model = *std::move(read);
-  SaveStep step;
-  std::set<std::string> inputs_read(model.external_files.begin(), model.external_files.end());
-  inputs_read.insert({modified_onnx_file, record_file});
+  absl::StatusOr<Model> model = ReadModel(*context.files, modified_onnx_file);
+  MP_RETURN_IF_ERROR(AtPlace(model.status(), place));
+  MP_RETURN_IF_ERROR(AtPlace(CheckUnmarked(*model), place));
+  ReportExtension report = {.function = "save_model", .inputs = {model->external_files.begin(), model->external_files.end()}};
+  report.inputs.insert({modified_onnx_file, record_file});
   if (extension != nullptr) {
-    inputs_read = extension->inputs;
-    step.deviations = extension->deviations;
+    report = *extension;
   }
+  absl::flat_hash_set<std::string> float16_layers = TakeDataTypes(*model);
+  DropOpset(model->shell, context.defects, report.deviations);
+  absl::StatusOr<Graph> graph = Graph::Create(*std::move(model), context.defects);
+  MP_RETURN_IF_ERROR(AtPlace(graph.status(), place));
+  MP_ASSIGN_OR_RETURN(ParsedRecord record, ReadRecordFile(context, record_file));
+  return SaveGraph(context,
+                   {.graph = *std::move(graph),
+                    .record = std::move(record),
+                    .float16_layers = std::move(float16_layers),
+                    .graph_place = place,
+                    .record_place = {.field = "record_file", .file = record_file}},
+                   path, report);
+}
 
-  step.defects = context.defects;
-  MP_RETURN_IF_ERROR(at_model(CheckOpset(model, context.defects)));
-  absl::StatusOr<absl::flat_hash_set<std::string>> float16_layers = TakeDataTypes(model);
-  MP_RETURN_IF_ERROR(at_model(float16_layers.status()));
-  step.float16_layers = *std::move(float16_layers);
-  DropMarkOpset(model.shell, context.defects, step.deviations);
-  const Model input = model;  // without tensor data: payloads are shared
-  absl::StatusOr<Graph> created = Graph::Create(std::move(model), context.defects);
-  MP_RETURN_IF_ERROR(at_model(created.status()));
-  Graph graph = *std::move(created);
+absl::StatusOr<SavedModels> SaveGraph(const CallContext& context, GraphToSave source, const SavePath& path,
+                                      const ReportExtension& extension) {
+  auto at_model = [&](const absl::Status& status) { return AtPlace(status, source.graph_place); };
+  Graph& graph = source.graph;
+  SaveStep step = {
+      .defects = context.defects, .float16_layers = std::move(source.float16_layers), .deviations = extension.deviations};
+  MP_RETURN_IF_ERROR(at_model(CheckOpset(graph.shell(), context.defects)));
+  MP_ASSIGN_OR_RETURN(const Model input, graph.ToModel());  // without tensor data: payloads are shared
   InferKernelShapes(graph);
-
-  absl::StatusOr<std::shared_ptr<const InputFile>> record_text = context.files->Open(record_file);
-  MP_RETURN_IF_ERROR(AtPlace(record_text.status(), record_place));
-  const auto text = (*record_text)->mapping();
-  absl::StatusOr<ParsedRecord> record =
-      ParseRecord(absl::string_view(reinterpret_cast<const char*>(text.data()), text.size()), record_file);
-  MP_RETURN_IF_ERROR(AtPlace(record.status(), record_place));
-  absl::StatusOr<FactorsByLayer> factors = ReadFactors(*record, graph, record_file, context.defects);
-  MP_RETURN_IF_ERROR(AtPlace(factors.status(), record_place));
+  absl::StatusOr<FactorsByLayer> factors = ReadFactors(source.record, graph, source.record_place.file, context.defects);
+  MP_RETURN_IF_ERROR(AtPlace(factors.status(), source.record_place));
   step.factors = *std::move(factors);
 
   SavedModels result;
-  result.warnings = RecordWarnings(*record, step.factors);
-  nlohmann::ordered_json report = StartReport(extension == nullptr ? "save_model" : extension->function, context, inputs_read);
+  result.warnings = extension.warnings;
+  for (std::string& warning : RecordWarnings(source.record, step.factors)) {
+    result.warnings.push_back(std::move(warning));
+  }
+  nlohmann::ordered_json report = StartReport(extension.function, context, extension.inputs);
   report["layers"] = DescribeLayers(graph, step.factors);
 
   // Both models are complete, but for the bytes of big tensors, before anything is written.
@@ -190,7 +188,7 @@ absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::str
   MP_ASSIGN_OR_RETURN(Model common, graph.ToModel());
   MP_RETURN_IF_ERROR(at_model(RunPasses(graph, DeployPasses(step))));
   MP_ASSIGN_OR_RETURN(const Model deploy, graph.ToModel());
-  DropMarkOpset(common.shell, context.defects, step.deviations);
+  DropOpset(common.shell, context.defects, step.deviations);
   MP_ASSIGN_OR_RETURN(Graph fake_graph, Graph::Create(std::move(common), context.defects));
   MP_RETURN_IF_ERROR(at_model(RunPasses(fake_graph, FakeQuantPasses(step))));
   MP_ASSIGN_OR_RETURN(const Model fake_quant, fake_graph.ToModel());
@@ -224,8 +222,8 @@ absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::str
     if (!warning.empty()) {
       result.warnings.push_back(warning);
     }
-    if (extension != nullptr) {
-      MP_RETURN_IF_ERROR(extension->extend(written_fake_quant, output->files(), report));
+    if (extension.extend != nullptr) {
+      MP_RETURN_IF_ERROR(extension.extend(written_fake_quant, output->files(), report));
     }
   }
 
@@ -252,7 +250,7 @@ absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::str
     MP_RETURN_IF_ERROR(output->AddFile(report_name, result.report_json));
     result.report = output->files().back();
     result.report.name = path.WorkspaceName(report_name);
-    if (extension != nullptr && extension->html) {
+    if (extension.html) {
       const std::string html_name = path.FileName("report.html");
       MP_RETURN_IF_ERROR(output->AddFile(html_name, ReportHtml(report)));
       result.report_html = output->files().back();

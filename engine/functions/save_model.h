@@ -5,9 +5,16 @@
 #include <functional>
 #include <set>
 #include <string>
+#include <vector>
 
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "engine/base/status.h"
+#include "engine/formats/record.h"
 #include "engine/functions/functions.h"
+#include "engine/graph/graph.h"
 #include "engine/model/model.h"
 #include "nlohmann/json.hpp"
 
@@ -15,11 +22,12 @@ namespace modelpress::engine {
 
 // What a function that ends with save_model adds to its report.
 struct ReportExtension {
-  std::string function;              // the report's function
-  std::set<std::string> inputs;      // the caller's files that were read, in place of the two that save_model reads
-  std::set<std::string> deviations;  // from the reference, in the steps before
-  bool html = false;                 // write <save_path>_report.html too
-  // Called with the report, complete but for its outputs, the fake-quant model as it was written, and what has been written.
+  std::string function;               // the report's function
+  std::set<std::string> inputs;       // the caller's files that were read, in place of the two that save_model reads
+  std::vector<std::string> warnings;  // of the steps before
+  std::set<std::string> deviations;   // from the reference, in the steps before
+  bool html = false;                  // write <save_path>_report.html too
+  // If set, called with the report, complete but for its outputs, the fake-quant model as it was written, and what has been written.
   std::function<absl::Status(const Model& fake_quant, absl::Span<const WrittenFile> files, nlohmann::ordered_json& report)>
       extend;
 };
@@ -30,6 +38,19 @@ struct ReportExtension {
 absl::StatusOr<SavedModels> SaveModel(const CallContext& context, const std::string& modified_onnx_file,
                                       const std::string& record_file, const std::string& save_path,
                                       const ReportExtension* extension = nullptr);
+
+// A graph and the record file with the factors of its layers.
+struct GraphToSave {
+  Graph graph;
+  ParsedRecord record;
+  absl::flat_hash_set<std::string> float16_layers;  // op_data_type "float16"
+  ErrorPlace graph_place;                           // request field and file that each came from
+  ErrorPlace record_place;
+};
+
+// The part of SaveModel behind reading, for every function that ends with it.
+absl::StatusOr<SavedModels> SaveGraph(const CallContext& context, GraphToSave source, const SavePath& path,
+                                      const ReportExtension& extension);
 
 }  // namespace modelpress::engine
 

@@ -1,13 +1,20 @@
 #include "engine/functions/save_prune_retrain_model.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
+#include "engine/functions/named_model.h"
 #include "engine/functions/report.h"
 #include "engine/graph/graph.h"
+#include "engine/prune/record_attributes.h"
+#include "engine/prune/selective.h"
+#include "engine/quantize/marks.h"
+#include "engine/quantize/op_rules.h"
 #include "engine/runtime/load_check.h"
 
 namespace modelpress::engine {
@@ -16,10 +23,33 @@ namespace {
 // The folder part of a name, with the slash at its end; "" where there is none.
 std::string FolderOf(const std::string& name) { return name.substr(0, name.rfind('/') + 1); }
 
+// Output channels of a layer; nullopt where the graph does not tell.
+std::optional<int64_t> ChannelsOf(const Graph& graph, ItemId id) {
+  const OpRule* rule = FindOpRule(graph.item(id).node.proto.op_type());
+  const auto weight = rule == nullptr || rule->weight < 0 ? std::nullopt : FindConstantOperand(graph, graph.InputOf(id, rule->weight));
+  if (!weight.has_value()) {
+    return std::nullopt;
+  }
+  std::vector<int64_t> dims = DimsOf(graph.item(weight->holder));
+  if (weight->transpose >= 0) {
+    std::reverse(dims.begin(), dims.end());
+  }
+  if (dims.size() < 2) {
+    return std::nullopt;
+  }
+  return rule->kind == OpKind::kGemm ? dims[IntAttribute(graph.item(id).node.proto, "transB", 0) == 1 ? 0 : 1]
+                                     : OutputChannels(graph.item(id), *rule, dims);
+}
+
 }  // namespace
 
 absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, const std::string& model,
-                                                  const std::string& save_path) {
+                                                  const std::string& save_path, const std::string& record_file) {
+  return SavePruned(context, "save_prune_retrain_model", model, save_path, record_file);
+}
+
+absl::StatusOr<SavedModels> SavePruned(const CallContext& context, const std::string& function, const std::string& model,
+                                       const std::string& save_path, const std::string& record_file) {
   const ErrorPlace place = {.field = "model", .file = model};
   MP_ASSIGN_OR_RETURN(const SavePath path, SavePath::Parse(save_path));
   context.progress("read", 0, 0);
@@ -30,12 +60,19 @@ absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, co
 
   context.progress("check", 0, 0);
   SavedModels result;
+  MP_RETURN_IF_ERROR(AtPlace(CheckUnmarked(*read), place));
   MP_RETURN_IF_ERROR(AtPlace(Graph::Create(*read, context.defects).status(), place));
+  if (!record_file.empty()) {
+    inputs_read.insert(record_file);
+    MP_ASSIGN_OR_RETURN(const ParsedRecord record, ReadRecordFile(context, record_file));
+    MP_ASSIGN_OR_RETURN(const NamedModel named, ReadNamedModel(context, model, "model", ""));
+    MP_RETURN_IF_ERROR(AtPlace(CheckPruneRecords(named.graph, record.record, context.threads, result.warnings), place));
+  }
   if (const absl::Status loads = CheckLoads(*read); !loads.ok()) {
     result.warnings.push_back(absl::StrCat("ONNX Runtime does not load the model: ", loads.message()));
   }
 
-  nlohmann::ordered_json report = StartReport("save_prune_retrain_model", context, inputs_read);
+  nlohmann::ordered_json report = StartReport(function, context, inputs_read);
   report["warnings"] = result.warnings;
   report["outputs"] = nlohmann::ordered_json::array();
   if (context.validate_only) {
@@ -81,6 +118,30 @@ absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, co
     MP_RETURN_IF_ERROR(it->second->Commit());
   }
   return result;
+}
+
+absl::Status CheckPruneRecords(const Graph& graph, const AMCTPytorchProto::ScaleOffsetRecord& record, int threads,
+                               std::vector<std::string>& warnings) {
+  for (const AMCTPytorchProto::PruneRecord& prune : record.prune_record()) {
+    for (const AMCTPytorchProto::PruneNode& producer : prune.producer()) {
+      const std::optional<int64_t> end = FindRecordInt(producer, kPruneEndAttribute);
+      const AMCTProto::AttrProto* cut = FindRecordAttribute(producer, kPruneIndexAttribute);
+      const ItemId id = graph.Find(producer.name());
+      const std::optional<int64_t> channels = id < 0 ? std::nullopt : ChannelsOf(graph, id);
+      if (!end.has_value() || cut == nullptr) {
+        continue;
+      }
+      if (!channels.has_value()) {
+        warnings.push_back(absl::StrCat("layer '", producer.name(), "' of the record file is not found in the model"));
+      } else if (*channels != *end - cut->ints_size()) {
+        return MakeError(v1::PRUNE_FAILED,
+                         absl::StrCat("it has ", *channels, " output channels, but by the record file ", *end - cut->ints_size(),
+                                      " of ", *end, " are left: is the model another one than the record file is of?"),
+                         {.layer = producer.name()});
+      }
+    }
+  }
+  return CheckSelectiveSparsity(graph, record, threads);
 }
 
 }  // namespace modelpress::engine

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "engine/base/status.h"
 #include "engine/calibrate/weights.h"
 #include "engine/quantize/op_rules.h"
@@ -116,7 +117,7 @@ Tensor VectorLike(int data_type, const std::vector<float>& values) {
 }
 
 // True if the pair was folded, false if a value would not be finite.
-absl::StatusOr<bool> Fold(Graph& graph, const Pair& pair) {
+absl::StatusOr<bool> Fold(Graph& graph, const Pair& pair, NewBiasName bias_name) {
   const std::string name = graph.item(pair.conv).name;
   MP_ASSIGN_OR_RETURN(const std::vector<float> gamma, ReadVector(graph, pair.batch_norm, kScale, pair.channels));
   MP_ASSIGN_OR_RETURN(const std::vector<float> beta, ReadVector(graph, pair.batch_norm, kBias, pair.channels));
@@ -152,6 +153,9 @@ absl::StatusOr<bool> Fold(Graph& graph, const Pair& pair) {
     return false;
   }
 
+  absl::string_view stem = graph.item(shared_weight.holder).outputs[0];
+  const std::string new_bias =
+      absl::StrCat(bias_name == NewBiasName::kByWeight && absl::ConsumeSuffix(&stem, ".weight") ? stem : name, ".bias");
   MP_ASSIGN_OR_RETURN(const ConstantOperand own_weight, OwnOperand(graph, pair.conv, pair.conv, 1, "weight"));
   SetTensor(graph, own_weight, folded);
   Tensor bias_tensor = VectorLike(type, bias);
@@ -159,7 +163,7 @@ absl::StatusOr<bool> Fold(Graph& graph, const Pair& pair) {
     MP_ASSIGN_OR_RETURN(const ConstantOperand own_bias, OwnOperand(graph, pair.conv, pair.conv, 2, "bias"));
     SetTensor(graph, own_bias, std::move(bias_tensor));
   } else {
-    const ItemId initializer = graph.AddInitializer(absl::StrCat(name, ".bias"), std::move(bias_tensor));
+    const ItemId initializer = graph.AddInitializer(new_bias, std::move(bias_tensor));
     graph.mutable_item(pair.conv).inputs.resize(std::max<size_t>(graph.item(pair.conv).inputs.size(), 3));
     graph.SetInput(pair.conv, 2, Value{initializer, 0});
   }
@@ -180,7 +184,7 @@ absl::StatusOr<bool> Fold(Graph& graph, const Pair& pair) {
 
 }  // namespace
 
-absl::StatusOr<FoldedBatchNorms> FoldBatchNorms(Graph& graph, const std::set<std::string>& skipped) {
+absl::StatusOr<FoldedBatchNorms> FoldBatchNorms(Graph& graph, const std::set<std::string>& skipped, NewBiasName bias_name) {
   std::vector<Pair> pairs;
   for (ItemId id : graph.Order()) {
     if (graph.item(id).Is("BatchNormalization")) {
@@ -193,9 +197,9 @@ absl::StatusOr<FoldedBatchNorms> FoldBatchNorms(Graph& graph, const std::set<std
   for (const Pair& pair : pairs) {
     const std::string name = graph.item(pair.conv).name;
     const std::string output = graph.NameOf(Value{pair.batch_norm, 0});
-    MP_ASSIGN_OR_RETURN(const bool folded, Fold(graph, pair));
+    MP_ASSIGN_OR_RETURN(const bool folded, Fold(graph, pair, bias_name));
     if (folded) {
-      result.folded.push_back({name, output});
+      result.folded.push_back({name, output, pair.batch_norm});
     } else {
       result.warnings.push_back(absl::StrCat(
           "layer '", name, "': its batch normalization is left as it is, since folding it gives a value that is not finite"));

@@ -14,6 +14,7 @@ namespace modelpress::engine {
 struct FoldedBatchNorm {
   std::string layer;   // name of the convolution
   std::string output;  // the tensor that the batch normalization wrote; now the convolution writes it
+  ItemId batch_norm;   // the item that is gone
 };
 
 struct FoldedBatchNorms {
@@ -21,10 +22,17 @@ struct FoldedBatchNorms {
   std::vector<std::string> warnings;  // pairs that were left because a folded value would not be finite
 };
 
+// What the bias of a convolution that had none is called.
+enum class NewBiasName {
+  kByLayer,   // "<layer>.bias", as quantize_model calls it
+  kByWeight,  // like its weight "<name>.weight" "<name>.bias", as the export of a folded module calls it
+};
+
 // Folds every BatchNormalization in inference mode that is the only consumer of a Conv not named in `skipped`. New weights are
 // computed on demand; shared weights and parameters are copied first, so that every pair is folded by itself (the reference folds
 // a batch norm that several convolutions share into the first one only).
-absl::StatusOr<FoldedBatchNorms> FoldBatchNorms(Graph& graph, const std::set<std::string>& skipped);
+absl::StatusOr<FoldedBatchNorms> FoldBatchNorms(Graph& graph, const std::set<std::string>& skipped,
+                                                NewBiasName bias_name = NewBiasName::kByLayer);
 
 }  // namespace modelpress::engine
 

@@ -15,14 +15,13 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "engine/base/status.h"
+#include "engine/quantize/marks.h"
 #include "engine/quantize/op_rules.h"
 #include "engine/quantize/operands.h"
 #include "google/protobuf/util/json_util.h"
 
 namespace modelpress::engine {
 namespace {
-
-constexpr char kPadsOtherwise[] = "its padding_mode is ";
 
 constexpr char kScopesKey[] = "pkg.torch.onnx.name_scopes";
 constexpr char kClassesKey[] = "pkg.torch.onnx.class_hierarchy";
@@ -154,9 +153,8 @@ std::optional<KnownModule> ModuleFromMark(const Graph& graph, ItemId id) {
   for (int steps = 0; steps < 8 && value.is_item(); ++steps) {
     const Item& item = graph.item(value.item);
     if (item.Is("QuantIdentity")) {
-      const auto* name = FindAttribute(item.node.proto, "op_name");
-      const auto* type = FindAttribute(item.node.proto, "module_type");
-      return name == nullptr ? std::nullopt : std::optional(KnownModule{name->s(), type == nullptr ? "" : type->s()});
+      const std::optional<Mark> mark = MarkOf(item);
+      return mark.has_value() ? std::optional(KnownModule{mark->module, mark->type}) : std::nullopt;
     }
     const bool inside = item.Is("Transpose") || item.Is("Pad") || item.Is("Unsqueeze") || item.Is("Concat") || item.Is("Slice");
     if (!inside || item.input_count() == 0) {
@@ -195,19 +193,7 @@ std::optional<Weight> FindWeight(const Graph& graph, ItemId id, int input) {
   if (!operand.has_value()) {
     return std::nullopt;
   }
-  Weight weight = {.holder = operand->holder, .dims = DimsOf(graph.item(operand->holder))};
-  if (operand->transpose >= 0) {
-    const std::vector<int64_t> dims = weight.dims;
-    const auto* perm = FindAttribute(graph.item(operand->transpose).node.proto, "perm");
-    std::reverse(weight.dims.begin(), weight.dims.end());
-    if (perm != nullptr && perm->ints_size() == static_cast<int>(dims.size())) {
-      for (size_t i = 0; i < dims.size(); ++i) {
-        const int64_t axis = perm->ints(static_cast<int>(i));
-        weight.dims[i] = axis >= 0 && axis < static_cast<int64_t>(dims.size()) ? dims[axis] : 0;
-      }
-    }
-  }
-  return weight;
+  return Weight{.holder = operand->holder, .dims = DimsOf(graph, *operand)};
 }
 
 // Class name of the torch module that such a node would come from; empty: none that concerns us.
@@ -259,13 +245,45 @@ bool HasBias(const Graph& graph, ItemId id, const OpRule& rule, const std::vecto
   return dims.size() == 1 && dims[0] == weight_dims.back();
 }
 
-// The conditions of ptq.md section 3.1 that show at one node, as far as they follow from the graph.
-std::string WhyNot(const Graph& graph, ItemId id, absl::string_view type, const v1::Module* module) {
+// The node in front of a layer's data input (of an RNN behind its Transpose), if it belongs to the same module.
+const Item* InnerProducer(const Graph& graph, ItemId id) {
+  const Item& item = graph.item(id);
+  Value data = graph.InputOf(id, 0);
+  if (FindOpRule(item.node.proto.op_type())->is_rnn() && data.is_item() && graph.item(data.item).Is("Transpose") &&
+      InSameModule(graph.item(data.item), item)) {
+    data = graph.InputOf(data.item, 0);
+  }
+  return data.is_item() && graph.item(data.item).is_node() && InSameModule(graph.item(data.item), item) ? &graph.item(data.item)
+                                                                                                        : nullptr;
+}
+
+bool IsConvolution(const OpRule& rule) { return rule.kind == OpKind::kConv || rule.kind == OpKind::kConvTranspose; }
+
+// How a convolution pads if not with zeros, as the end of the sentence "its padding_mode is"; else empty.
+std::string OtherPadding(const Graph& graph, ItemId id, const v1::Module* module) {
+  if (!IsConvolution(*FindOpRule(graph.item(id).node.proto.op_type()))) {
+    return "";
+  }
+  if (module != nullptr && !module->padding_mode().empty()) {
+    return module->padding_mode() == "zeros" ? "" : absl::StrCat("'", module->padding_mode(), "', not 'zeros'");
+  }
+  const Item* producer = InnerProducer(graph, id);
+  if (producer == nullptr) {
+    return "";
+  }
+  const auto* mode = FindAttribute(producer->node.proto, "mode");
+  return producer->Is("Concat") || (producer->Is("Pad") && mode != nullptr && mode->s() != "constant") ? "not 'zeros'" : "";
+}
+
+// The conditions of ptq.md section 3.1 that show at one node, as far as they follow from the graph, without padding and the
+// wiring of RNN layers.
+std::string WhyNotAtAll(const Graph& graph, ItemId id, absl::string_view type) {
   const Item& item = graph.item(id);
   const OpRule& rule = *FindOpRule(item.node.proto.op_type());
-  const bool convolution = rule.kind == OpKind::kConv || rule.kind == OpKind::kConvTranspose;
-  if (std::string why_not = WhyNotQuantizable(graph, id); !why_not.empty()) {
-    return why_not;
+  if (!rule.is_rnn()) {
+    if (std::string why_not = WhyNotQuantizable(graph, id); !why_not.empty()) {
+      return why_not;
+    }
   }
   for (int input : {rule.weight, rule.recurrence}) {
     if (input < 0) {
@@ -280,30 +298,14 @@ std::string WhyNot(const Graph& graph, ItemId id, absl::string_view type, const 
       return absl::StrCat("its weight has the type ", onnx::TensorProto::DataType_Name(type_of_data), ", not FLOAT or FLOAT16");
     }
   }
-  Value data = graph.InputOf(id, 0);
-  if (rule.is_rnn() && data.is_item() && graph.item(data.item).Is("Transpose") && InSameModule(graph.item(data.item), item)) {
-    data = graph.InputOf(data.item, 0);
-  }
-  const Item* producer = data.is_item() && graph.item(data.item).is_node() && InSameModule(graph.item(data.item), item)
-                             ? &graph.item(data.item)
-                             : nullptr;
-  if (convolution && module != nullptr && !module->padding_mode().empty()) {
-    if (module->padding_mode() != "zeros") {
-      return absl::StrCat(kPadsOtherwise, "'", module->padding_mode(), "', not 'zeros'");
-    }
-  } else if (convolution && producer != nullptr) {
-    const auto* mode = FindAttribute(producer->node.proto, "mode");
-    if (producer->Is("Concat") || (producer->Is("Pad") && mode != nullptr && mode->s() != "constant")) {
-      return absl::StrCat(kPadsOtherwise, "not 'zeros'");
-    }
-  }
   if (type == "Conv3d") {
     const auto* dilations = FindAttribute(item.node.proto, "dilations");
     if (dilations != nullptr && (dilations->ints_size() != 3 || dilations->ints(0) != 1)) {
       return "its dilation is not 1 in depth";
     }
   }
-  if ((convolution || rule.is_rnn()) && producer != nullptr && producer->Is("Unsqueeze")) {
+  const Item* producer = InnerProducer(graph, id);
+  if ((IsConvolution(rule) || rule.is_rnn()) && producer != nullptr && producer->Is("Unsqueeze")) {
     return "its input has no batch dimension";
   }
   return "";
@@ -614,11 +616,12 @@ class Finder {
     layer.node = candidate.node;
     layer.config.name = candidate.name;
     layer.config.type = candidate.type;
-    layer.config.why_not = candidate.why_not;
-    if (layer.config.why_not.empty()) {
-      layer.config.why_not = WhyNot(graph_, candidate.node, candidate.type, module);
-      layer.pads_otherwise = absl::StartsWith(layer.config.why_not, kPadsOtherwise);
-    }
+    layer.why_not_at_all = candidate.why_not.empty() ? WhyNotAtAll(graph_, candidate.node, candidate.type) : candidate.why_not;
+    const std::string padding = OtherPadding(graph_, candidate.node, module);
+    layer.pads_otherwise = !padding.empty();
+    layer.config.why_not = !layer.why_not_at_all.empty() ? layer.why_not_at_all
+                           : layer.pads_otherwise        ? absl::StrCat("its padding_mode is ", padding)
+                                                         : WhyNotQuantizable(graph_, candidate.node);
     Describe(graph_, candidate.node, layer.config);
     return layer;
   }
@@ -723,7 +726,8 @@ class Finder {
         uses_[module.name()] = static_cast<int>(it->second.size()) - 1;
         layer = MakeLayer(first, &module);
       } else {
-        layer.config = {.name = module.name(), .type = module.type(), .why_not = "it is not executed in the exported model"};
+        layer.why_not_at_all = "it is not executed in the exported model";
+        layer.config = {.name = module.name(), .type = module.type(), .why_not = layer.why_not_at_all};
       }
       if (module.parameters_size() > 0) {
         layer.config.has_bias = ParameterOf(module, "bias") != nullptr;
@@ -739,6 +743,7 @@ class Finder {
       }
       if (!why_not.empty()) {
         layer.config.why_not = why_not;
+        layer.why_not_at_all = why_not;
       }
       layers_.layers.push_back(std::move(layer));
     }
@@ -755,6 +760,7 @@ class Finder {
           if (layer.config.name == absl::StrCat(name, i) && layer.config.why_not.empty()) {
             if (defects_.reused_names_collide) {
               layer.config.why_not = absl::StrCat("use ", i + 1, " of module '", name, "' gets its name");
+              layer.why_not_at_all = layer.config.why_not;
             } else {
               layers_.deviations.push_back(absl::StrCat("layer '", layer.config.name, "' is quantized although module '", name,
                                                         "' is used again (ptq.md 2)"));
@@ -796,6 +802,8 @@ class Finder {
 };
 
 }  // namespace
+
+std::string ParameterName(absl::string_view tensor) { return JoinPath(absl::StrSplit(tensor, '.')); }
 
 LayerCatalog Layers::Catalog() const {
   LayerCatalog catalog = {.other_modules = other_modules};

@@ -22,6 +22,8 @@ struct Layer {
   ItemId node = -1;             // -1: a module of the manifest that the exported graph does not execute
   ConfigLayer config;           // name, type, why_not, ...
   bool pads_otherwise = false;  // a convolution whose module pads with something else than zeros (condition 2 of ptq.md 3.1)
+  // why_not, unless it is about what matters to quantization only: how a convolution pads, how an RNN layer's states are wired.
+  std::string why_not_at_all;
 };
 
 struct Layers {
@@ -32,6 +34,10 @@ struct Layers {
 
   LayerCatalog Catalog() const;
 };
+
+// The name that a parameter has in the whole module by the name of its tensor, which may have the level of a mark's wrapper in
+// between: "c1.sub_module.weight" -> "c1.weight".
+std::string ParameterName(absl::string_view tensor);
 
 // Parses protobuf's JSON form of a ModuleManifest. MANIFEST_INVALID with the file: not JSON, unknown fields, a repeated name.
 absl::StatusOr<v1::ModuleManifest> ReadModuleManifest(absl::string_view json, const std::string& file);

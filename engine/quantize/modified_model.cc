@@ -1,7 +1,6 @@
 #include "engine/quantize/modified_model.h"
 
 #include "absl/strings/str_cat.h"
-#include "engine/base/status.h"
 
 namespace modelpress::engine {
 namespace {
@@ -12,17 +11,11 @@ void AddDataType(Graph& graph, ItemId layer, bool float16) {
   AddString(graph.mutable_item(layer).node.proto, kDataType, float16 ? "float16" : "float");
 }
 
-absl::StatusOr<absl::flat_hash_set<std::string>> TakeDataTypes(Model& model) {
+absl::flat_hash_set<std::string> TakeDataTypes(Model& model) {
   absl::flat_hash_set<std::string> float16_layers;
   for (size_t i = 0; i < model.nodes.size(); ++i) {
     onnx::NodeProto& node = model.nodes[i].proto;
     const std::string name = node.has_name() ? node.name() : absl::StrCat("node_", i);
-    if (node.op_type() == "QuantIdentity") {
-      return MakeError(
-          v1::MODEL_MARKED,
-          "the model still holds QuantIdentity marks: it is a raw export, not the modified model that quantize_model writes",
-          {.layer = name});
-    }
     for (int a = node.attribute_size() - 1; a >= 0; --a) {
       if (node.attribute(a).name() == kDataType) {
         if (node.attribute(a).s() == "float16") {

@@ -5,7 +5,6 @@
 #include <string>
 
 #include "absl/container/flat_hash_set.h"
-#include "absl/status/statusor.h"
 #include "engine/graph/graph.h"
 #include "engine/model/model.h"
 
@@ -14,8 +13,8 @@ namespace modelpress::engine {
 // Marks a layer with the type of its output: attribute op_data_type, "float" or "float16". ONNX Runtime refuses a model with it.
 void AddDataType(Graph& graph, ItemId layer, bool float16);
 
-// Takes op_data_type off every node; returns the names of the float16 ones. MODEL_MARKED if a mark of the raw export is left.
-absl::StatusOr<absl::flat_hash_set<std::string>> TakeDataTypes(Model& model);
+// Takes op_data_type off every node; returns the names of the float16 ones.
+absl::flat_hash_set<std::string> TakeDataTypes(Model& model);
 
 }  // namespace modelpress::engine
 

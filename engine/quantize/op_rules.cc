@@ -105,6 +105,22 @@ std::optional<ConstantOperand> FindConstantOperand(const Graph& graph, Value val
   return operand;
 }
 
+std::vector<int64_t> DimsOf(const Graph& graph, const ConstantOperand& operand) {
+  const std::vector<int64_t> dims = DimsOf(graph.item(operand.holder));
+  if (operand.transpose < 0) {
+    return dims;
+  }
+  std::vector<int64_t> seen(dims.rbegin(), dims.rend());
+  const auto* perm = FindAttribute(graph.item(operand.transpose).node.proto, "perm");
+  if (perm != nullptr && perm->ints_size() == static_cast<int>(dims.size())) {
+    for (size_t i = 0; i < dims.size(); ++i) {
+      const int64_t axis = perm->ints(static_cast<int>(i));
+      seen[i] = axis >= 0 && axis < static_cast<int64_t>(dims.size()) ? dims[axis] : 0;
+    }
+  }
+  return seen;
+}
+
 std::vector<int64_t> DimsOf(const Item& holder) {
   const onnx::TensorProto& header = holder.is_initializer() ? holder.tensor.header : ConstantHeader(holder);
   return {header.dims().begin(), header.dims().end()};

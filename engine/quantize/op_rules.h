@@ -42,6 +42,8 @@ struct ConstantOperand {
 };
 // Follows `value` to a constant, through at most one Transpose.
 std::optional<ConstantOperand> FindConstantOperand(const Graph& graph, Value value);
+// Its shape as the layer sees it, behind the Transpose.
+std::vector<int64_t> DimsOf(const Graph& graph, const ConstantOperand& operand);
 // Shape and ONNX data type of what a holder holds.
 std::vector<int64_t> DimsOf(const Item& holder);
 int DataTypeOf(const Item& holder);

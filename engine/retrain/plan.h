@@ -4,21 +4,20 @@
 
 #include <map>
 #include <string>
-#include <vector>
 
-#include "absl/status/statusor.h"
 #include "engine/formats/retrain_config.h"
 #include "engine/graph/graph.h"
 #include "engine/prune/selective.h"
+#include "engine/quantize/layers.h"
 #include "engine/retrain/retrain_layers.h"
 #include "modelpress/v1/rewrite_plan.pb.h"
 
 namespace modelpress::engine {
 
-// Fills everything of a plan but its cuts and engine_version. `graph` is the graph after channel pruning; `masks` are those of
-// the layers that become 2:4 sparse, by layer.
-absl::StatusOr<v1::RewritePlan> MakeWrapPlan(const Graph& graph, const RetrainLayers& layers, const Layers& all_layers,
-                                             const RetrainConfig& config, const std::map<std::string, SelectiveMask>& masks);
+// Fills everything of a plan but its cuts and engine_version. `graph` is the graph after channel pruning, its marks taken off;
+// `masks` are those of the layers that become 2:4 sparse, by layer.
+v1::RewritePlan MakeWrapPlan(const Graph& graph, const RetrainLayers& layers, const Layers& all_layers,
+                             const RetrainConfig& config, const std::map<std::string, SelectiveMask>& masks);
 
 }  // namespace modelpress::engine
 

@@ -4,12 +4,10 @@
 
 #include <vector>
 
-#include "absl/status/statusor.h"
 #include "engine/base/reference_defects.h"
 #include "engine/formats/retrain_config.h"
 #include "engine/graph/graph.h"
 #include "engine/quantize/layers.h"
-#include "modelpress/v1/module_manifest.pb.h"
 
 namespace modelpress::engine {
 
@@ -18,10 +16,9 @@ struct RetrainLayers {
   std::vector<ItemId> nodes;  // of each layer of the catalog; -1: a module that the graph does not execute
 };
 
-// `layers` is what FindLayers found, and NameLayerNodes has named the nodes. Without a manifest the conditions are judged by the
-// graph alone.
-absl::StatusOr<RetrainLayers> FindRetrainLayers(const Graph& graph, const Layers& layers, const v1::ModuleManifest* manifest,
-                                                const ReferenceDefects& defects);
+// What retraining can do with the layers that FindLayers found. Layers that share a weight are left out everywhere, also from
+// pruning, which breaks them in the reference (prune.md section 16, P-8). `extended`: ChannelPruneOptions::extended.
+RetrainLayers FindRetrainLayers(const Layers& layers, const ReferenceDefects& defects, bool extended = false);
 
 }  // namespace modelpress::engine
 

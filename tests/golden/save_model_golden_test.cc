@@ -6,11 +6,11 @@
 #include "engine/base/status.h"
 #include "engine/functions/save_model.h"
 #include "engine/functions/save_prune_retrain_model.h"
-#include "google/protobuf/util/message_differencer.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "onnx/onnx_pb.h"
 #include "tests/golden/files.h"
+#include "tests/golden/models.h"
 
 namespace modelpress::engine {
 namespace {
@@ -22,36 +22,6 @@ const fs::path kGolden = fs::path(MODELPRESS_TEST_DATA) / "golden" / "save";
 // Where the reference is wrong and modelpress, unless asked otherwise, writes something else.
 const std::set<std::string> kDefectCases = {"shared_initializer_handmade", "opset_three_domains_handmade",
                                             "model_metadata_handmade"};
-
-struct Parsed {
-  onnx::ModelProto model;
-  bool has_device_rnn = false;
-};
-
-Parsed ParseModel(const std::string& bytes) {
-  Parsed parsed;
-  EXPECT_TRUE(parsed.model.ParseFromString(bytes));
-  for (onnx::NodeProto& node : *parsed.model.mutable_graph()->mutable_node()) {
-    if (node.op_type() == "BasicLSTMInplaceFillWindowCache" || node.op_type() == "BasicGRUInplaceFillWindowCache") {
-      parsed.has_device_rnn = true;
-      std::sort(node.mutable_attribute()->begin(), node.mutable_attribute()->end(),
-                [](const auto& a, const auto& b) { return a.name() < b.name(); });
-    }
-  }
-  return parsed;
-}
-
-void ExpectEqualModels(const std::string& expected_bytes, const std::string& actual_bytes) {
-  Parsed expected = ParseModel(expected_bytes);
-  Parsed actual = ParseModel(actual_bytes);
-  std::string difference;
-  google::protobuf::util::MessageDifferencer differencer;
-  differencer.ReportDifferencesToString(&difference);
-  EXPECT_TRUE(differencer.Compare(expected.model, actual.model)) << difference.substr(0, 4000);
-  if (!expected.has_device_rnn) {
-    EXPECT_TRUE(expected_bytes == actual_bytes) << "the fields are equal, the bytes are not";
-  }
-}
 
 std::vector<std::string> Cases() {
   std::vector<std::string> names;
