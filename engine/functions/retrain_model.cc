@@ -79,7 +79,7 @@ class RetrainRun {
     MP_ASSIGN_OR_RETURN(const std::string text, ReadText(context_, place.file, place.field));
     inputs_read_.insert(place.file);
     absl::StatusOr<RetrainConfig> config =
-        json ? ReadRetrainConfig(layers_.catalog, text, place.file, context_.defects)
+        json ? ReadRetrainConfig(layers_.catalog, text, place.file)
              : ReadRetrainDefinition(layers_.catalog, text, place.file,
                                      training_ == Training::kPrune ? RetrainAbilities::kPrune : RetrainAbilities::kQuantAndPrune,
                                      context_.defects);

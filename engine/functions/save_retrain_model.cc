@@ -136,14 +136,14 @@ absl::StatusOr<SavedModels> SaveQuantRetrainModel(const CallContext& context, co
   const ErrorPlace config_place = {.field = "config_file", .file = call.config_file};
   MP_ASSIGN_OR_RETURN(const std::string text, ReadText(context, call.config_file, config_place.field));
   const RetrainLayers layers = FindRetrainLayers(model.layers, context.defects);
-  absl::StatusOr<RetrainConfig> config = ReadRetrainConfig(layers.catalog, text, call.config_file, context.defects);
+  absl::StatusOr<RetrainConfig> config = ReadRetrainConfig(layers.catalog, text, call.config_file);
   MP_RETURN_IF_ERROR(AtPlace(config.status(), config_place));
   if (!call.rewrite_plan.empty()) {
     report.inputs.insert(call.rewrite_plan);
     MP_ASSIGN_OR_RETURN(const std::string json, ReadText(context, call.rewrite_plan, "rewrite_plan"));
     absl::StatusOr<v1::RewritePlan> plan = ParseRewritePlan(json, call.rewrite_plan);
     MP_RETURN_IF_ERROR(AtPlace(plan.status(), {.field = "rewrite_plan"}));
-    MP_RETURN_IF_ERROR(AtPlace(CheckSameRetrainConfig(*config, plan->config()), config_place));
+    MP_RETURN_IF_ERROR(AtPlace(CheckSameRetrainConfig(*config, *plan), config_place));
   }
   report.warnings = config->warnings;
   report.deviations = {config->deviations.begin(), config->deviations.end()};

@@ -1,6 +1,7 @@
 // Every case of golden/config about retraining and pruning, and the configurations of golden/prune: the JSON byte by byte, and
 // for rejected input who is to blame and where.
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -12,9 +13,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "amct/retrain_config.pb.h"
 #include "engine/base/status.h"
+#include "engine/formats/auto_channel_prune_config.h"
 #include "engine/formats/record.h"
 #include "engine/formats/retrain_config.h"
+#include "engine/formats/text_format.h"
 #include "engine/functions/ptq_model.h"
 #include "engine/retrain/retrain_layers.h"
 #include "gmock/gmock.h"
@@ -46,7 +50,9 @@ const std::map<std::string, std::string>& ExpectedBlames();
 
 void ExpectBlame(const std::string& name, const json& expected, const absl::Status& status) {
   ASSERT_FALSE(status.ok()) << "it must be rejected: " << expected;
-  EXPECT_EQ(absl::StatusCode::kInvalidArgument, status.code()) << status;
+  EXPECT_EQ(ReasonOf(status) == v1::FILE_NOT_FOUND ? absl::StatusCode::kNotFound : absl::StatusCode::kInvalidArgument,
+            status.code())
+      << status;
   const std::string category = expected.value("category", expected.value("python_type", ""));
   if (!category.empty()) {  // the reference does reject it
     EXPECT_EQ(category == "TypeError", ReasonOf(status) == v1::CONFIG_TYPE) << category << ": " << status;
@@ -142,6 +148,44 @@ TEST_P(ConfigTest, GivesTheReferencesBytes) {
 INSTANTIATE_TEST_SUITE_P(Golden, ConfigTest, testing::ValuesIn(ConfigCasesOf({"retrain", "retrain-json", "prune", "compress"})),
                          NameOf);
 
+// ---- automatic channel pruning ------------------------------------------------------------------------------------------------
+
+absl::StatusOr<AutoChannelPruneSettings> ReadSearch(const fs::path& folder, const fs::path& model, const std::string& cfg,
+                                                    const ReferenceDefects& defects) {
+  return ReadAutoChannelPruneConfig(
+      CatalogOf(model, defects), ReadFile(folder / cfg), cfg,
+      [&folder](const std::string& name) -> absl::StatusOr<std::string> {
+        if (!fs::exists(folder / name)) {
+          return MakeError(v1::FILE_NOT_FOUND, "there is no such file", {.file = name});
+        }
+        return ReadFile(folder / name);
+      },
+      defects);
+}
+
+class SearchConfigTest : public testing::TestWithParam<ConfigCase> {};
+
+TEST_P(SearchConfigTest, SearchesTheReferencesLayers) {
+  const ConfigCase& golden = GetParam();
+  for (const ReferenceDefects& defects : {ReferenceDefects(), ReferenceDefects::All()}) {
+    const absl::StatusOr<AutoChannelPruneSettings> settings = ReadSearch(golden.folder(), golden.model(), "in.cfg", defects);
+    if (!golden.succeeds()) {
+      ExpectBlame(golden.name, golden.info["error"], settings.status());
+      continue;
+    }
+    ASSERT_TRUE(settings.ok()) << settings.status();
+    std::set<std::string> searched;
+    const json expected = json::parse(ReadFile(golden.folder() / "effective.json"));
+    for (const auto& [layer, entry] : expected.items()) {
+      searched.insert(layer);
+      EXPECT_EQ(entry["regular_prune_config"]["ascend_optimized"], settings->ascend_optimized);
+    }
+    EXPECT_EQ(searched, settings->searched);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, SearchConfigTest, testing::ValuesIn(ConfigCasesOf({"auto_channel_prune"})), NameOf);
+
 // ---- golden/prune ------------------------------------------------------------------------------------------------------------
 
 const fs::path kPruneCases = fs::path(MODELPRESS_TEST_DATA) / "golden" / "prune";
@@ -222,8 +266,48 @@ INSTANTIATE_TEST_SUITE_P(Golden, PruneConfigTest, testing::ValuesIn(PruneConfigs
                            return absl::StrReplaceAll(info.param, {{"/", "_"}, {".cfg", ""}});
                          });
 
+// Numbers of channels that give the ratios of the reference's result give its bytes.
+TEST(FoundRatiosTest, GiveTheReferencesBytes) {
+  int cases = 0;
+  for (const auto& folder : fs::directory_iterator(kPruneCases)) {
+    if (!fs::exists(folder.path() / "output.cfg")) {
+      continue;
+    }
+    ++cases;
+    const std::string expected = ReadFile(folder.path() / "output.cfg");
+    const absl::StatusOr<AutoChannelPruneSettings> settings =
+        ReadSearch(folder.path(), folder.path() / "model.onnx", "amc.cfg", {});
+    ASSERT_TRUE(settings.ok()) << settings.status();
+    AMCTPytorchProto::AMCTRetrainConfig output;
+    ASSERT_TRUE(ParseTextFormat(expected, v1::CONFIG_SYNTAX, "output.cfg", output).ok());
+    const json layers = json::parse(ReadFile(folder.path() / "search_state.json"))["layers"];
+    std::vector<FoundRatio> ratios;
+    for (const auto& item : output.override_layer_configs()) {
+      if (settings->searched.contains(item.layer_name())) {
+        const int64_t total = layers[item.layer_name()]["ori_cout"];
+        const float ratio = item.prune_config().filter_pruner().balanced_l2_norm_filter_prune().prune_ratio();
+        ratios.push_back({item.layer_name(), total - std::lround(ratio * static_cast<float>(total)), total});
+      }
+    }
+    EXPECT_FALSE(ratios.empty());
+    const std::string printed = PrintFoundRatios(*settings, ratios);
+    EXPECT_EQ(expected, printed) << folder.path();
+    const absl::StatusOr<RetrainConfig> config =
+        ReadRetrainDefinition(CatalogOf(folder.path() / "model.onnx", {}), printed, "output.cfg", RetrainAbilities::kPrune, {});
+    EXPECT_TRUE(config.ok()) << config.status();
+  }
+  EXPECT_EQ(5, cases);
+}
+
 const std::map<std::string, std::string>& ExpectedBlames() {
   static const auto& blames = *new std::map<std::string, std::string>{
+      {"bad_amc_all", "CONFIG_EMPTY key=skip_layer_types o.cfg:1:1"},
+      {"bad_amc_empty", "CONFIG_VALUE key=compress_ratio in.cfg"},
+      {"bad_amc_iter", "CONFIG_VALUE key=test_iteration in.cfg:1:19"},
+      {"bad_amc_max0", "CONFIG_VALUE key=max_prune_ratio in.cfg:1:19"},
+      {"bad_amc_nofile", "FILE_NOT_FOUND key=override_prune_cfg nope.cfg"},
+      {"bad_amc_override_field", "CONFIG_VALUE key=batch_num o.cfg:1:1"},
+      {"bad_amc_ratio", "CONFIG_VALUE key=compress_ratio in.cfg:1:1"},
       {"bad_compress_empty", "CONFIG_EMPTY key=prune_config in.cfg"},
       {"bad_prune_empty", "CONFIG_EMPTY key=prune_config in.cfg"},
       {"bad_prune_noalgo", "CONFIG_VALUE key=filter_pruner in.cfg:1:16"},
