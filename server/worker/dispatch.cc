@@ -125,7 +125,7 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SaveModelReq
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SavePruneRetrainModelRequest& request) {
   MP_ASSIGN_OR_RETURN(const engine::SavedModels saved,
-                      engine::SavePruneRetrainModel(context, request.model(), request.save_path()));
+                      engine::SavePruneRetrainModel(context, request.model(), request.save_path(), request.record_file()));
   return SavedResult<v1::SavePruneRetrainModelResponse>(saved, context.validate_only);
 }
 
