@@ -167,6 +167,9 @@ class Cli {
         ->capture_default_str();
     app_.add_flag("--quiet,-q", quiet_, "no progress and no warnings");
     AddPostTrainingCommands();
+    AddPruneCommands();
+    AddQuantRetrainCommands();
+    AddCompressedRetrainCommands();
     AddSaveCommands();
     AddWorkspaceCommands();
     AddFileCommands();
@@ -239,8 +242,7 @@ class Cli {
     AddField(*config, "model", create_config_, "the ONNX model")->required();
     AddArguments(*config, create_config_);
     AddField(*config, "module_manifest", create_config_, "JSON that names the model's modules (docs/cli.md)");
-    config->add_flag_callback(
-        "--kv_cache,--kv-cache", [this] { create_config_.set_kv_cache(true); }, "configure key-value caches instead");
+    AddField(*config, "kv_cache", create_config_, "configure key-value caches instead");
     AddField(*config, "kv_cache_layers", create_config_, "the layers with key-value caches: a,b");
 
     CLI::App* preprocess = AddFunction("quantize_preprocess", "write the balance factors of the layers that are balanced",
@@ -249,7 +251,7 @@ class Cli {
     AddField(*preprocess, "record_file", preprocess_, "the record file to write")->required();
     AddField(*preprocess, "model", preprocess_, "the ONNX model")->required();
     AddData(*preprocess, preprocess_)->required();
-    AddField(*preprocess, "module_manifest", preprocess_, "JSON that names the model's modules");
+    AddManifest(*preprocess, preprocess_);
 
     CLI::App* quantize =
         AddFunction("quantize_model", "write the modified model and its record file", quantize_model_, QuantizeModelOnLocalPaths);
@@ -257,10 +259,8 @@ class Cli {
     AddField(*quantize, "modified_onnx_file", quantize_model_, "the modified model to write", "--modfied_onnx_file");
     AddField(*quantize, "record_file", quantize_model_, "the record file to write; read before if it is there");
     AddField(*quantize, "model", quantize_model_, "the ONNX model")->required();
-    AddField(*quantize, "input_names", quantize_model_, "new names for the inputs: a,b");
-    AddField(*quantize, "output_names", quantize_model_, "new names for the outputs: a,b");
-    AddDynamicAxes(*quantize, quantize_model_);
-    AddField(*quantize, "module_manifest", quantize_model_, "JSON that names the model's modules");
+    AddNames(*quantize, quantize_model_);
+    AddManifest(*quantize, quantize_model_);
     AddData(*quantize, quantize_model_);
     AddSampleData(*quantize, quantize_model_);
     AddField(*quantize, "save_path", quantize_model_, "also save, as save_model does: out/model");
@@ -273,7 +273,7 @@ class Cli {
     AddField(*calibrate, "config_file", calibrate_, "the JSON configuration")->required();
     AddField(*calibrate, "model", calibrate_, "the model given to quantize_model: for RNN layers and key-value caches");
     AddData(*calibrate, calibrate_)->required();
-    AddField(*calibrate, "module_manifest", calibrate_, "JSON that names the model's modules");
+    AddManifest(*calibrate, calibrate_);
 
     AddQuantizeCommand();
   }
@@ -295,7 +295,7 @@ class Cli {
                         "folder (out/, or one that exists) or prefix (out/name) of the results; default: the current folder");
     AddField(*command, "config_file", quantize_, "a JSON configuration; default: one is made");
     AddArguments(*command, quantize_);
-    AddField(*command, "module_manifest", quantize_, "JSON that names the model's modules");
+    AddManifest(*command, quantize_);
   }
 
   void AddSaveCommands() {
@@ -306,9 +306,64 @@ class Cli {
     CLI::App* prune = AddFunction("save_prune_retrain_model", "write a pruned or 2:4 sparse model under both names", save_prune_,
                                   SavePruneRetrainModelOnLocalPaths);
     AddField(*prune, "model", save_prune_, "the exported ONNX model")->required();
-    const std::string help = "prefix of the results: out/model gives out/model_deploy_model.onnx";
-    AddField(*save, "save_path", save_model_, help)->required();
-    AddField(*prune, "save_path", save_prune_, help)->required();
+    AddField(*prune, "record_file", save_prune_, "its record file: the model is checked to be pruned and sparse as it says");
+    AddSavePath(*save, save_model_);
+    AddSavePath(*prune, save_prune_);
+  }
+
+  void AddPruneCommands() {
+    CLI::App* create = AddFunction("create_prune_retrain_model", "prune channels or make layers 2:4 sparse before training",
+                                   create_prune_, CreatePruneRetrainModelOnLocalPaths);
+    AddCreatePruned(*create, create_prune_);
+    CLI::App* restore = AddFunction("restore_prune_retrain_model", "prune as a record file says, with a checkpoint's weights",
+                                    restore_prune_, RestorePruneRetrainModelOnLocalPaths);
+    AddRestorePruned(*restore, restore_prune_);
+
+    CLI::App* search = AddFunction("auto_channel_prune_search", "find a prune ratio for every layer", search_,
+                                   AutoChannelPruneSearchOnLocalPaths);
+    AddField(*search, "model", search_, "the ONNX model")->required();
+    AddField(*search, "config", search_, "the configuration of the search (.cfg)")->required();
+    AddField(*search, "sensitivities", search_, "safetensors of the sums of |weight * gradient| of each layer's channels")
+        ->required();
+    AddField(*search, "output_cfg", search_, "the simple configuration to write")->required();
+    AddManifest(*search, search_);
+  }
+
+  void AddQuantRetrainCommands() {
+    CLI::App* config = AddFunction("create_quant_retrain_config", "write the configuration of quantization-aware training",
+                                   retrain_config_, CreateQuantRetrainConfigOnLocalPaths);
+    AddField(*config, "config_file", retrain_config_, "the JSON configuration to write")->required();
+    AddField(*config, "model", retrain_config_, "the ONNX model")->required();
+    AddDefinition(*config, retrain_config_);
+    AddManifest(*config, retrain_config_);
+
+    CLI::App* create = AddFunction("create_quant_retrain_model", "write the plan by which a module gets its quantizers",
+                                   create_quant_, CreateQuantRetrainModelOnLocalPaths);
+    AddQuantRetrain(*create, create_quant_);
+    CLI::App* restore = AddFunction("restore_quant_retrain_model", "plan the quantizers again, and check that a checkpoint fits",
+                                    restore_quant_, RestoreQuantRetrainModelOnLocalPaths);
+    AddQuantRetrain(*restore, restore_quant_);
+    AddWeights(*restore, restore_quant_);
+
+    CLI::App* save = AddFunction("save_quant_retrain_model", "write both models after quantization-aware training", save_quant_,
+                                 SaveQuantRetrainModelOnLocalPaths);
+    AddField(*save, "config_file", save_quant_, "the JSON configuration")->required();
+    AddSaveRetrain(*save, save_quant_);
+    AddField(*save, "rewrite_plan", save_quant_, "the plan of the model: the configuration is checked to be its own");
+  }
+
+  void AddCompressedRetrainCommands() {
+    CLI::App* create =
+        AddFunction("create_compressed_retrain_model", "prune or make sparse before training, and plan the quantizers",
+                    create_compressed_, CreateCompressedRetrainModelOnLocalPaths);
+    AddCreatePruned(*create, create_compressed_);
+    CLI::App* restore = AddFunction("restore_compressed_retrain_model",
+                                    "prune by a record file, with a checkpoint's weights, and plan the quantizers",
+                                    restore_compressed_, RestoreCompressedRetrainModelOnLocalPaths);
+    AddRestorePruned(*restore, restore_compressed_);
+    CLI::App* save = AddFunction("save_compressed_retrain_model", "write both models after training a compressed model",
+                                 save_compressed_, SaveCompressedRetrainModelOnLocalPaths);
+    AddSaveRetrain(*save, save_compressed_);
   }
 
   // ---- options
@@ -319,8 +374,8 @@ class Cli {
     return dashed == name ? absl::StrCat("--", name) : absl::StrCat("--", name, ",--", dashed);
   }
 
-  // An option for a field of `message`: a string, a number, or strings separated by commas. `other` is one more name; one without
-  // dashes makes it an argument.
+  // An option for a field of `message`: a string, a number, a flag, or strings separated by commas. `other` is one more name; one
+  // without dashes makes it an argument.
   static CLI::Option* AddField(CLI::App& command, const std::string& field, google::protobuf::Message& message,
                                const std::string& help, const std::string& other = "") {
     const google::protobuf::FieldDescriptor* descriptor = message.GetDescriptor()->FindFieldByName(field);
@@ -342,6 +397,10 @@ class Cli {
           ->delimiter(',')
           ->allow_extra_args(false);
     }
+    if (descriptor->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_BOOL) {
+      return command.add_flag_callback(
+          names, [&message, reflection, descriptor] { reflection->SetBool(&message, descriptor, true); }, help);
+    }
     if (descriptor->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_UINT32) {
       return command.add_option_function<uint32_t>(
           names,
@@ -352,6 +411,70 @@ class Cli {
         names,
         [&message, reflection, descriptor](const std::string& value) { reflection->SetString(&message, descriptor, value); },
         help);
+  }
+
+  template <typename Request>
+  static void AddSavePath(CLI::App& command, Request& request) {
+    AddField(command, "save_path", request, "prefix of the results: out/model gives out/model_report.json and so on")->required();
+  }
+
+  template <typename Request>
+  static void AddManifest(CLI::App& command, Request& request) {
+    AddField(command, "module_manifest", request, "JSON that names the model's modules");
+  }
+
+  template <typename Request>
+  static CLI::Option* AddDefinition(CLI::App& command, Request& request) {
+    return AddField(command, "config_definition", request, "a simple configuration (.cfg)", "--config_defination");
+  }
+
+  template <typename Request>
+  static void AddWeights(CLI::App& command, Request& request) {
+    AddField(command, "weights", request, "the checkpoint's weights as safetensors");
+    AddField(command, "state_dict_name", request, "only its entries \"NAME.\" count");
+  }
+
+  // Of the create and restore calls that prune.
+  template <typename Request>
+  static void AddPruned(CLI::App& command, Request& request, const std::string& record_help) {
+    AddField(command, "model", request, "the ONNX model, batch norms not folded")->required();
+    AddDefinition(command, request)->required();
+    AddField(command, "record_file", request, record_help)->required();
+    AddSavePath(command, request);
+    AddField(command, "plan_only", request, "write no model, only the plan by which a module is rewritten");
+    AddManifest(command, request);
+  }
+
+  template <typename Request>
+  static void AddCreatePruned(CLI::App& command, Request& request) {
+    AddPruned(command, request, "the record file to write");
+    v1::PruneOptions& options = *request.mutable_prune_options();
+    AddField(command, "extended", options, "prune through what stops the reference but can be followed (docs/pruning.md)");
+    AddField(command, "rank_by_all_producers", options, "rank the channels of coupled layers by all of them, not by the first");
+  }
+
+  template <typename Request>
+  static void AddRestorePruned(CLI::App& command, Request& request) {
+    AddPruned(command, request, "the record file that tells which channels were cut");
+    AddWeights(command, request);
+  }
+
+  template <typename Request>
+  static void AddQuantRetrain(CLI::App& command, Request& request) {
+    AddField(command, "config_file", request, "the JSON configuration")->required();
+    AddField(command, "model", request, "the ONNX model, batch norms not folded")->required();
+    AddField(command, "record_file", request, "the record file to write, empty")->required();
+    AddSavePath(command, request);
+    AddManifest(command, request);
+  }
+
+  template <typename Request>
+  static void AddSaveRetrain(CLI::App& command, Request& request) {
+    AddField(command, "model", request, "the trained model's export without its wrappers, batch norms not folded")->required();
+    AddField(command, "record_file", request, "the record file of its quantization factors")->required();
+    AddSavePath(command, request);
+    AddNames(command, request);
+    AddManifest(command, request);
   }
 
   // What a configuration is made of.
@@ -387,25 +510,34 @@ class Cli {
         "one batch for AdaRound; default: the first one of the calibration data");
   }
 
-  static void AddDynamicAxes(CLI::App& command, v1::QuantizeModelRequest& request) {
+  template <typename Request>
+  static void AddNames(CLI::App& command, Request& request) {
+    AddField(command, "input_names", request, "new names for the inputs: a,b");
+    AddField(command, "output_names", request, "new names for the outputs: a,b");
+    AddDynamicAxes(command, *request.mutable_dynamic_axes());
+  }
+
+  using DynamicAxes = google::protobuf::Map<std::string, v1::DynamicAxes>;
+
+  static void AddDynamicAxes(CLI::App& command, DynamicAxes& axes) {
     command
         .add_option_function<std::vector<std::string>>(
             "--dynamic_axes,--dynamic-axes",
-            [&request](const std::vector<std::string>& values) {
+            [&axes](const std::vector<std::string>& values) {
               for (const std::string& value : values) {
-                ParseDynamicAxes(value, request);
+                ParseDynamicAxes(value, axes);
               }
             },
             "axes of any size, NAME:AXIS[=LABEL],...: input:0=batch,2")
         ->allow_extra_args(false);
   }
 
-  static void ParseDynamicAxes(const std::string& text, v1::QuantizeModelRequest& request) {
+  static void ParseDynamicAxes(const std::string& text, DynamicAxes& axes) {
     const size_t colon = text.rfind(':');  // names of tensors may hold colons
     if (colon == std::string::npos || colon == 0) {
       throw CLI::ValidationError("--dynamic_axes", absl::StrCat("'", text, "' is not NAME:AXIS[=LABEL],..."));
     }
-    auto& labels = *(*request.mutable_dynamic_axes())[text.substr(0, colon)].mutable_labels();
+    auto& labels = *axes[text.substr(0, colon)].mutable_labels();
     for (const std::string& part : std::vector<std::string>(absl::StrSplit(text.substr(colon + 1), ','))) {
       const std::pair<std::string, std::string> axis_label = absl::StrSplit(part, absl::MaxSplits('=', 1));
       int axis = 0;
@@ -730,6 +862,16 @@ class Cli {
   v1::QuantizeModelRequest quantize_;
   v1::SaveModelRequest save_model_;
   v1::SavePruneRetrainModelRequest save_prune_;
+  v1::CreatePruneRetrainModelRequest create_prune_;
+  v1::RestorePruneRetrainModelRequest restore_prune_;
+  v1::AutoChannelPruneSearchRequest search_;
+  v1::CreateQuantRetrainConfigRequest retrain_config_;
+  v1::CreateQuantRetrainModelRequest create_quant_;
+  v1::RestoreQuantRetrainModelRequest restore_quant_;
+  v1::SaveQuantRetrainModelRequest save_quant_;
+  v1::CreateCompressedRetrainModelRequest create_compressed_;
+  v1::RestoreCompressedRetrainModelRequest restore_compressed_;
+  v1::SaveCompressedRetrainModelRequest save_compressed_;
   std::string save_path_;
   std::string workspace_;
   bool reference_defects_ = false;

@@ -412,6 +412,46 @@ absl::StatusOr<Operation> Client::SaveModel(v1::SaveModelRequest request) {
   return Start(&v1::Compression::StubInterface::SaveModel, std::move(request));
 }
 
+absl::StatusOr<Operation> Client::CreatePruneRetrainModel(v1::CreatePruneRetrainModelRequest request) {
+  return Start(&v1::Compression::StubInterface::CreatePruneRetrainModel, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::RestorePruneRetrainModel(v1::RestorePruneRetrainModelRequest request) {
+  return Start(&v1::Compression::StubInterface::RestorePruneRetrainModel, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::AutoChannelPruneSearch(v1::AutoChannelPruneSearchRequest request) {
+  return Start(&v1::Compression::StubInterface::AutoChannelPruneSearch, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::CreateQuantRetrainConfig(v1::CreateQuantRetrainConfigRequest request) {
+  return Start(&v1::Compression::StubInterface::CreateQuantRetrainConfig, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::CreateQuantRetrainModel(v1::CreateQuantRetrainModelRequest request) {
+  return Start(&v1::Compression::StubInterface::CreateQuantRetrainModel, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::RestoreQuantRetrainModel(v1::RestoreQuantRetrainModelRequest request) {
+  return Start(&v1::Compression::StubInterface::RestoreQuantRetrainModel, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::SaveQuantRetrainModel(v1::SaveQuantRetrainModelRequest request) {
+  return Start(&v1::Compression::StubInterface::SaveQuantRetrainModel, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::CreateCompressedRetrainModel(v1::CreateCompressedRetrainModelRequest request) {
+  return Start(&v1::Compression::StubInterface::CreateCompressedRetrainModel, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::RestoreCompressedRetrainModel(v1::RestoreCompressedRetrainModelRequest request) {
+  return Start(&v1::Compression::StubInterface::RestoreCompressedRetrainModel, std::move(request));
+}
+
+absl::StatusOr<Operation> Client::SaveCompressedRetrainModel(v1::SaveCompressedRetrainModelRequest request) {
+  return Start(&v1::Compression::StubInterface::SaveCompressedRetrainModel, std::move(request));
+}
+
 absl::StatusOr<Operation> Client::SavePruneRetrainModel(v1::SavePruneRetrainModelRequest request) {
   return Start(&v1::Compression::StubInterface::SavePruneRetrainModel, std::move(request));
 }

@@ -88,6 +88,16 @@ class Client {
   absl::StatusOr<google::longrunning::Operation> QuantizeModel(v1::QuantizeModelRequest request);
   absl::StatusOr<google::longrunning::Operation> Calibrate(v1::CalibrateRequest request);
   absl::StatusOr<google::longrunning::Operation> SaveModel(v1::SaveModelRequest request);
+  absl::StatusOr<google::longrunning::Operation> CreatePruneRetrainModel(v1::CreatePruneRetrainModelRequest request);
+  absl::StatusOr<google::longrunning::Operation> RestorePruneRetrainModel(v1::RestorePruneRetrainModelRequest request);
+  absl::StatusOr<google::longrunning::Operation> AutoChannelPruneSearch(v1::AutoChannelPruneSearchRequest request);
+  absl::StatusOr<google::longrunning::Operation> CreateQuantRetrainConfig(v1::CreateQuantRetrainConfigRequest request);
+  absl::StatusOr<google::longrunning::Operation> CreateQuantRetrainModel(v1::CreateQuantRetrainModelRequest request);
+  absl::StatusOr<google::longrunning::Operation> RestoreQuantRetrainModel(v1::RestoreQuantRetrainModelRequest request);
+  absl::StatusOr<google::longrunning::Operation> SaveQuantRetrainModel(v1::SaveQuantRetrainModelRequest request);
+  absl::StatusOr<google::longrunning::Operation> CreateCompressedRetrainModel(v1::CreateCompressedRetrainModelRequest request);
+  absl::StatusOr<google::longrunning::Operation> RestoreCompressedRetrainModel(v1::RestoreCompressedRetrainModelRequest request);
+  absl::StatusOr<google::longrunning::Operation> SaveCompressedRetrainModel(v1::SaveCompressedRetrainModelRequest request);
   absl::StatusOr<google::longrunning::Operation> SavePruneRetrainModel(v1::SavePruneRetrainModelRequest request);
 
   // ---- operations

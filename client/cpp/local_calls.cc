@@ -12,11 +12,14 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "amct/auto_channel_prune_config.pb.h"
 #include "client/cpp/external_data.h"
 #include "client/cpp/local_file.h"
 #include "client/cpp/local_path.h"
 #include "client/cpp/sha256.h"
+#include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/message.h"
+#include "google/protobuf/text_format.h"
 
 namespace modelpress::client {
 namespace {
@@ -402,6 +405,51 @@ absl::StatusOr<LocalCallResult> RunLocally(Client& client, absl::StatusOr<Operat
   return LocalCall(client, std::move(function), options).Run();
 }
 
+// What all calls of retraining read.
+template <typename Request>
+absl::Status SendModelAndManifest(Request& request, Files& files) {
+  MPC_RETURN_IF_ERROR(files.SendModel(*request.mutable_model(), "model"));
+  return files.SendIfGiven(*request.mutable_module_manifest(), "module_manifest", "manifest");
+}
+
+template <typename Request>
+absl::StatusOr<LocalCallResult> CreatePruned(Client& client, absl::StatusOr<Operation> (Client::*method)(Request),
+                                             Request request, const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_definition(), "config_defination", "config_definition"));
+  MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::RetrainModelResponse>(client, method, std::move(files), std::move(request), options);
+}
+
+template <typename Request>
+absl::StatusOr<LocalCallResult> RestorePruned(Client& client, absl::StatusOr<Operation> (Client::*method)(Request),
+                                              Request request, const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_definition(), "config_defination", "config_definition"));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_weights(), "weights", "weights"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::RetrainModelResponse>(client, method, std::move(files), std::move(request), options);
+}
+
+// The file that a search's configuration names, "" if none. A text that cannot be parsed is left to the server, which says where.
+absl::StatusOr<std::string> OverrideNamedIn(const std::string& config) {
+  MPC_RETURN_IF_ERROR(CheckInputPath(config, "config"));
+  MPC_ASSIGN_OR_RETURN(const MappedFile mapped, MappedFile::Map(config));
+  class Silent final : public google::protobuf::io::ErrorCollector {
+    void AddError(int, google::protobuf::io::ColumnNumber, const std::string&) override {}
+  } silent;
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&silent);
+  parser.AllowPartialMessage(true);
+  AMCTProto::AutoChannelPruneConfig parsed;
+  const bool readable = parser.ParseFromString(std::string(mapped.bytes()), &parsed);
+  return readable ? parsed.override_prune_cfg() : "";
+}
+
 }  // namespace
 
 absl::StatusOr<LocalCallResult> CreateQuantConfigOnLocalPaths(Client& client, v1::CreateQuantConfigRequest request,
@@ -480,10 +528,103 @@ absl::StatusOr<LocalCallResult> SaveModelOnLocalPaths(Client& client, v1::SaveMo
   return RunLocally<v1::SaveModelResponse>(client, &Client::SaveModel, std::move(files), std::move(request), options);
 }
 
+absl::StatusOr<LocalCallResult> CreatePruneRetrainModelOnLocalPaths(Client& client, v1::CreatePruneRetrainModelRequest request,
+                                                                    const LocalCallOptions& options) {
+  return CreatePruned(client, &Client::CreatePruneRetrainModel, std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> RestorePruneRetrainModelOnLocalPaths(Client& client, v1::RestorePruneRetrainModelRequest request,
+                                                                     const LocalCallOptions& options) {
+  return RestorePruned(client, &Client::RestorePruneRetrainModel, std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> AutoChannelPruneSearchOnLocalPaths(Client& client, v1::AutoChannelPruneSearchRequest request,
+                                                                   const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  if (request.override_prune_cfg().empty()) {
+    MPC_ASSIGN_OR_RETURN(*request.mutable_override_prune_cfg(), OverrideNamedIn(request.config()));
+  }
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_override_prune_cfg(), "override_prune_cfg", "override_prune_cfg"));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config(), "config", "config"));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_sensitivities(), "sensitivities", "sensitivities"));
+  MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_output_cfg(), "output_cfg", "output_cfg"));
+  return RunLocally<v1::AutoChannelPruneSearchResponse>(client, &Client::AutoChannelPruneSearch, std::move(files),
+                                                        std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> CreateQuantRetrainConfigOnLocalPaths(Client& client, v1::CreateQuantRetrainConfigRequest request,
+                                                                     const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_config_definition(), "config_defination", "config_definition"));
+  MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_config_file(), "config_file", "config"));
+  return RunLocally<v1::CreateQuantConfigResponse>(client, &Client::CreateQuantRetrainConfig, std::move(files),
+                                                   std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> CreateQuantRetrainModelOnLocalPaths(Client& client, v1::CreateQuantRetrainModelRequest request,
+                                                                    const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_file(), "config_file", "config"));
+  MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::RetrainModelResponse>(client, &Client::CreateQuantRetrainModel, std::move(files), std::move(request),
+                                              options);
+}
+
+absl::StatusOr<LocalCallResult> RestoreQuantRetrainModelOnLocalPaths(Client& client, v1::RestoreQuantRetrainModelRequest request,
+                                                                     const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_file(), "config_file", "config"));
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_weights(), "weights", "weights"));
+  MPC_RETURN_IF_ERROR(files.Receive(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::RetrainModelResponse>(client, &Client::RestoreQuantRetrainModel, std::move(files), std::move(request),
+                                              options);
+}
+
+absl::StatusOr<LocalCallResult> SaveQuantRetrainModelOnLocalPaths(Client& client, v1::SaveQuantRetrainModelRequest request,
+                                                                  const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_config_file(), "config_file", "config"));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_rewrite_plan(), "rewrite_plan", "rewrite_plan"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::SaveModelResponse>(client, &Client::SaveQuantRetrainModel, std::move(files), std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> CreateCompressedRetrainModelOnLocalPaths(Client& client,
+                                                                         v1::CreateCompressedRetrainModelRequest request,
+                                                                         const LocalCallOptions& options) {
+  return CreatePruned(client, &Client::CreateCompressedRetrainModel, std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> RestoreCompressedRetrainModelOnLocalPaths(Client& client,
+                                                                          v1::RestoreCompressedRetrainModelRequest request,
+                                                                          const LocalCallOptions& options) {
+  return RestorePruned(client, &Client::RestoreCompressedRetrainModel, std::move(request), options);
+}
+
+absl::StatusOr<LocalCallResult> SaveCompressedRetrainModelOnLocalPaths(Client& client,
+                                                                       v1::SaveCompressedRetrainModelRequest request,
+                                                                       const LocalCallOptions& options) {
+  Files files;
+  MPC_RETURN_IF_ERROR(SendModelAndManifest(request, files));
+  MPC_RETURN_IF_ERROR(files.Send(*request.mutable_record_file(), "record_file", "record"));
+  MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
+  return RunLocally<v1::SaveModelResponse>(client, &Client::SaveCompressedRetrainModel, std::move(files), std::move(request),
+                                           options);
+}
+
 absl::StatusOr<LocalCallResult> SavePruneRetrainModelOnLocalPaths(Client& client, v1::SavePruneRetrainModelRequest request,
                                                                   const LocalCallOptions& options) {
   Files files;
   MPC_RETURN_IF_ERROR(files.SendModel(*request.mutable_model(), "model"));
+  MPC_RETURN_IF_ERROR(files.SendIfGiven(*request.mutable_record_file(), "record_file", "record"));
   MPC_RETURN_IF_ERROR(files.ReceiveSaved(*request.mutable_save_path()));
   return RunLocally<v1::SavePruneRetrainModelResponse>(client, &Client::SavePruneRetrainModel, std::move(files),
                                                        std::move(request), options);

@@ -52,6 +52,30 @@ absl::StatusOr<LocalCallResult> CalibrateOnLocalPaths(Client& client, v1::Calibr
                                                       const LocalCallOptions& options);
 absl::StatusOr<LocalCallResult> SaveModelOnLocalPaths(Client& client, v1::SaveModelRequest request,
                                                       const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> CreatePruneRetrainModelOnLocalPaths(Client& client, v1::CreatePruneRetrainModelRequest request,
+                                                                    const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> RestorePruneRetrainModelOnLocalPaths(Client& client, v1::RestorePruneRetrainModelRequest request,
+                                                                     const LocalCallOptions& options);
+// The file that override_prune_cfg of the configuration names (from the working directory, as documented) goes along.
+absl::StatusOr<LocalCallResult> AutoChannelPruneSearchOnLocalPaths(Client& client, v1::AutoChannelPruneSearchRequest request,
+                                                                   const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> CreateQuantRetrainConfigOnLocalPaths(Client& client, v1::CreateQuantRetrainConfigRequest request,
+                                                                     const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> CreateQuantRetrainModelOnLocalPaths(Client& client, v1::CreateQuantRetrainModelRequest request,
+                                                                    const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> RestoreQuantRetrainModelOnLocalPaths(Client& client, v1::RestoreQuantRetrainModelRequest request,
+                                                                     const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> SaveQuantRetrainModelOnLocalPaths(Client& client, v1::SaveQuantRetrainModelRequest request,
+                                                                  const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> CreateCompressedRetrainModelOnLocalPaths(Client& client,
+                                                                         v1::CreateCompressedRetrainModelRequest request,
+                                                                         const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> RestoreCompressedRetrainModelOnLocalPaths(Client& client,
+                                                                          v1::RestoreCompressedRetrainModelRequest request,
+                                                                          const LocalCallOptions& options);
+absl::StatusOr<LocalCallResult> SaveCompressedRetrainModelOnLocalPaths(Client& client,
+                                                                       v1::SaveCompressedRetrainModelRequest request,
+                                                                       const LocalCallOptions& options);
 // For a model that is exported already.
 absl::StatusOr<LocalCallResult> SavePruneRetrainModelOnLocalPaths(Client& client, v1::SavePruneRetrainModelRequest request,
                                                                   const LocalCallOptions& options);

@@ -89,6 +89,7 @@ def generate(out: Path) -> None:
             (raw / folder / "__init__.py").write_text('"""Generated from api/."""\n')
             for stub in (raw / folder).iterdir():
                 text = re.sub(r"^from amct import", "from modelpress.amct import", stub.read_text(), flags=re.MULTILINE)
+                text = text.replace("(DESCRIPTOR, 'amct.", "(DESCRIPTOR, 'modelpress.amct.")  # pickle looks there
                 stub.write_text(text)
                 stub.replace(out / package / stub.name)
 

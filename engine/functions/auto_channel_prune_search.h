@@ -16,6 +16,7 @@ struct AutoChannelPruneSearchCall {
   std::string output_cfg;     // to write
   std::string sensitivities;  // safetensors: layer -> float32 [Cout]
   std::string module_manifest;
+  std::string override_prune_cfg;  // what override_prune_cfg of `config` names, whatever the path there; empty: not given
 };
 
 // `config_file` of the result is the written output_cfg.

@@ -38,6 +38,75 @@ absl::Status Invalid(absl::string_view message, const std::string& field) {
   return MakeError(v1::REQUEST_INVALID, message, {.field = field});
 }
 
+// What all calls of retraining read.
+template <typename Request>
+CallFiles ModelFiles(const Request& request) {
+  CallFiles files{.inputs = {{request.model(), "model", InputKind::kModel}}, .outputs = {}};
+  AddIfGiven(request.module_manifest(), "module_manifest", files);
+  return files;
+}
+
+// What create and restore calls write under save_path.
+void AddRetrainModel(const std::string& save_path, bool with_model, CallFiles& files) {
+  for (const char* base : {"rewrite_plan.json", "report.json"}) {
+    files.outputs.push_back({Prefixed(save_path, base), "save_path"});
+  }
+  if (with_model) {
+    files.outputs.push_back({Prefixed(save_path, "pruned_model.onnx"), "save_path"});
+  }
+}
+
+// Of create and restore calls that prune; the record file is to be added.
+template <typename Request>
+CallFiles PruneFiles(const Request& request) {
+  CallFiles files = ModelFiles(request);
+  files.inputs.push_back({request.config_definition(), "config_definition"});
+  AddRetrainModel(request.save_path(), !request.plan_only(), files);
+  return files;
+}
+
+template <typename Request>
+CallFiles CreatePrunedFiles(const Request& request) {
+  CallFiles files = PruneFiles(request);
+  files.outputs.push_back({request.record_file(), "record_file"});
+  return files;
+}
+
+template <typename Request>
+absl::Status AddWeights(const Request& request, CallFiles& files) {
+  if (request.weights().empty() && !request.state_dict_name().empty()) {
+    return Invalid("state_dict_name chooses entries of weights, which are not given; give them, or leave it out",
+                   "state_dict_name");
+  }
+  AddIfGiven(request.weights(), "weights", files);
+  return absl::OkStatus();
+}
+
+template <typename Request>
+absl::StatusOr<CallFiles> RestorePrunedFiles(const Request& request) {
+  CallFiles files = PruneFiles(request);
+  files.inputs.push_back({request.record_file(), "record_file"});
+  MP_RETURN_IF_ERROR(AddWeights(request, files));
+  return files;
+}
+
+template <typename Request>
+CallFiles QuantRetrainFiles(const Request& request) {
+  CallFiles files = ModelFiles(request);
+  files.inputs.push_back({request.config_file(), "config_file"});
+  AddRetrainModel(request.save_path(), /*with_model=*/false, files);
+  files.outputs.push_back({request.record_file(), "record_file"});
+  return files;
+}
+
+template <typename Request>
+CallFiles SaveRetrainFiles(const Request& request) {
+  CallFiles files = ModelFiles(request);
+  files.inputs.push_back({request.record_file(), "record_file"});
+  AddSaved(request.save_path(), files);
+  return files;
+}
+
 }  // namespace
 
 absl::StatusOr<CallFiles> FilesOf(v1::SaveModelRequest& request) {
@@ -50,6 +119,7 @@ absl::StatusOr<CallFiles> FilesOf(v1::SaveModelRequest& request) {
 
 absl::StatusOr<CallFiles> FilesOf(v1::SavePruneRetrainModelRequest& request) {
   CallFiles files{.inputs = {{request.model(), "model", InputKind::kModel}}, .outputs = {}};
+  AddIfGiven(request.record_file(), "record_file", files);
   AddSaved(request.save_path(), files);
   return files;
 }
@@ -140,6 +210,47 @@ absl::StatusOr<CallFiles> FilesOf(v1::CalibrateRequest& request) {
   AddIfGiven(request.module_manifest(), "module_manifest", files);
   return files;
 }
+
+absl::StatusOr<CallFiles> FilesOf(v1::CreatePruneRetrainModelRequest& request) { return CreatePrunedFiles(request); }
+
+absl::StatusOr<CallFiles> FilesOf(v1::RestorePruneRetrainModelRequest& request) { return RestorePrunedFiles(request); }
+
+absl::StatusOr<CallFiles> FilesOf(v1::AutoChannelPruneSearchRequest& request) {
+  CallFiles files = ModelFiles(request);
+  files.inputs.push_back({request.config(), "config"});
+  files.inputs.push_back({request.sensitivities(), "sensitivities"});
+  AddIfGiven(request.override_prune_cfg(), "override_prune_cfg", files);
+  files.outputs.push_back({request.output_cfg(), "output_cfg"});
+  return files;
+}
+
+absl::StatusOr<CallFiles> FilesOf(v1::CreateQuantRetrainConfigRequest& request) {
+  CallFiles files = ModelFiles(request);
+  AddIfGiven(request.config_definition(), "config_definition", files);
+  files.outputs.push_back({request.config_file(), "config_file"});
+  return files;
+}
+
+absl::StatusOr<CallFiles> FilesOf(v1::CreateQuantRetrainModelRequest& request) { return QuantRetrainFiles(request); }
+
+absl::StatusOr<CallFiles> FilesOf(v1::RestoreQuantRetrainModelRequest& request) {
+  CallFiles files = QuantRetrainFiles(request);
+  MP_RETURN_IF_ERROR(AddWeights(request, files));
+  return files;
+}
+
+absl::StatusOr<CallFiles> FilesOf(v1::SaveQuantRetrainModelRequest& request) {
+  CallFiles files = SaveRetrainFiles(request);
+  files.inputs.push_back({request.config_file(), "config_file"});
+  AddIfGiven(request.rewrite_plan(), "rewrite_plan", files);
+  return files;
+}
+
+absl::StatusOr<CallFiles> FilesOf(v1::CreateCompressedRetrainModelRequest& request) { return CreatePrunedFiles(request); }
+
+absl::StatusOr<CallFiles> FilesOf(v1::RestoreCompressedRetrainModelRequest& request) { return RestorePrunedFiles(request); }
+
+absl::StatusOr<CallFiles> FilesOf(v1::SaveCompressedRetrainModelRequest& request) { return SaveRetrainFiles(request); }
 
 absl::Status CheckFiles(const CallFiles& files) {
   for (const Input& input : files.inputs) {

@@ -42,6 +42,16 @@ absl::StatusOr<CallFiles> FilesOf(v1::CreateQuantConfigRequest& request);
 absl::StatusOr<CallFiles> FilesOf(v1::QuantizePreprocessRequest& request);
 absl::StatusOr<CallFiles> FilesOf(v1::QuantizeModelRequest& request);
 absl::StatusOr<CallFiles> FilesOf(v1::CalibrateRequest& request);
+absl::StatusOr<CallFiles> FilesOf(v1::CreatePruneRetrainModelRequest& request);
+absl::StatusOr<CallFiles> FilesOf(v1::RestorePruneRetrainModelRequest& request);
+absl::StatusOr<CallFiles> FilesOf(v1::AutoChannelPruneSearchRequest& request);
+absl::StatusOr<CallFiles> FilesOf(v1::CreateQuantRetrainConfigRequest& request);
+absl::StatusOr<CallFiles> FilesOf(v1::CreateQuantRetrainModelRequest& request);
+absl::StatusOr<CallFiles> FilesOf(v1::RestoreQuantRetrainModelRequest& request);
+absl::StatusOr<CallFiles> FilesOf(v1::SaveQuantRetrainModelRequest& request);
+absl::StatusOr<CallFiles> FilesOf(v1::CreateCompressedRetrainModelRequest& request);
+absl::StatusOr<CallFiles> FilesOf(v1::RestoreCompressedRetrainModelRequest& request);
+absl::StatusOr<CallFiles> FilesOf(v1::SaveCompressedRetrainModelRequest& request);
 
 // Every name is legal, and no output has the name of another one or of a folder on the way to it. An output may have an input's
 // name: the input was pinned before. NAME_INVALID, REQUEST_INVALID.

@@ -5,12 +5,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "engine/base/status.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/names.h"
-#include "server/rpc/unary.h"
 
 namespace modelpress::server {
 namespace {
@@ -96,8 +96,7 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::s
   return files;
 }
 
-absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const std::string& method,
-                                                                          const google::protobuf::Message& request,
+absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const google::protobuf::Message& request,
                                                                           const std::string& workspace_name,
                                                                           const v1::CallOptions& options,
                                                                           const CallFiles& files) {
@@ -108,7 +107,7 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const 
   Job job;
   job.id = ids_.NewId();
   job.request = Pack(request);
-  job.metadata.set_method(method);
+  job.metadata.set_method(std::string(absl::StripSuffix(request.GetDescriptor()->name(), "Request")));
   job.metadata.set_workspace(workspace_name);
   job.metadata.set_state(v1::OperationMetadata::PENDING);
   for (v1::File& file : inputs) {
@@ -117,48 +116,6 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const 
   MP_ASSIGN_OR_RETURN(const Job stored, jobs_.Create(job, options.request_id()));
   events_.Notify();
   return ToOperation(stored);
-}
-
-template <typename Request>
-grpc::ServerUnaryReactor* CompressionService::Serve(const std::string& method, Context* context, const Request* request,
-                                                    Operation* operation) {
-  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
-    Request complete = *request;
-    MP_ASSIGN_OR_RETURN(const CallFiles files, FilesOf(complete));
-    MP_ASSIGN_OR_RETURN(*operation, Accept(method, complete, complete.workspace(), complete.options(), files));
-    return absl::OkStatus();
-  });
-}
-
-grpc::ServerUnaryReactor* CompressionService::CreateQuantConfig(Context* context, const v1::CreateQuantConfigRequest* request,
-                                                                Operation* operation) {
-  return Serve("CreateQuantConfig", context, request, operation);
-}
-
-grpc::ServerUnaryReactor* CompressionService::QuantizePreprocess(Context* context, const v1::QuantizePreprocessRequest* request,
-                                                                 Operation* operation) {
-  return Serve("QuantizePreprocess", context, request, operation);
-}
-
-grpc::ServerUnaryReactor* CompressionService::QuantizeModel(Context* context, const v1::QuantizeModelRequest* request,
-                                                            Operation* operation) {
-  return Serve("QuantizeModel", context, request, operation);
-}
-
-grpc::ServerUnaryReactor* CompressionService::Calibrate(Context* context, const v1::CalibrateRequest* request,
-                                                        Operation* operation) {
-  return Serve("Calibrate", context, request, operation);
-}
-
-grpc::ServerUnaryReactor* CompressionService::SaveModel(Context* context, const v1::SaveModelRequest* request,
-                                                        Operation* operation) {
-  return Serve("SaveModel", context, request, operation);
-}
-
-grpc::ServerUnaryReactor* CompressionService::SavePruneRetrainModel(Context* context,
-                                                                    const v1::SavePruneRetrainModelRequest* request,
-                                                                    Operation* operation) {
-  return Serve("SavePruneRetrainModel", context, request, operation);
 }
 
 }  // namespace modelpress::server

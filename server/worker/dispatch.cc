@@ -1,16 +1,22 @@
 #include "server/worker/dispatch.h"
 
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
+#include "engine/functions/auto_channel_prune_search.h"
 #include "engine/functions/calibrate.h"
 #include "engine/functions/create_quant_config.h"
+#include "engine/functions/create_quant_retrain_config.h"
 #include "engine/functions/quantize_model.h"
 #include "engine/functions/quantize_preprocess.h"
+#include "engine/functions/retrain_model.h"
 #include "engine/functions/save_model.h"
 #include "engine/functions/save_prune_retrain_model.h"
+#include "engine/functions/save_retrain_model.h"
 #include "modelpress/v1/compression.pb.h"
 
 namespace modelpress::server {
@@ -63,6 +69,24 @@ RunResult SavedResult(const engine::SavedModels& saved, bool validate_only) {
 }
 
 template <typename Response>
+RunResult ConfigResult(const engine::SavedConfig& saved, v1::File* (Response::*field)()) {
+  ResultOf<Response> result;
+  result.Add(saved.config_file, field);
+  return result.Finish(saved.warnings);
+}
+
+RunResult RetrainResult(const engine::RetrainModel& made) {
+  using Response = v1::RetrainModelResponse;
+  ResultOf<Response> result;
+  result.Add(made.record_file, &Response::mutable_record_file);
+  result.Add(made.rewrite_plan, &Response::mutable_rewrite_plan);
+  result.Add(made.pruned_model, &Response::mutable_pruned_model);
+  result.Add(made.external_data, &Response::add_external_data);
+  result.Add(made.report, &Response::mutable_report);
+  return result.Finish(made.warnings);
+}
+
+template <typename Response>
 RunResult RecordResult(const engine::SavedRecord& saved) {
   ResultOf<Response> result;
   result.Add(saved.record_file, &Response::mutable_record_file);
@@ -71,6 +95,14 @@ RunResult RecordResult(const engine::SavedRecord& saved) {
 
 std::vector<std::string> Strings(const google::protobuf::RepeatedPtrField<std::string>& field) {
   return {field.begin(), field.end()};
+}
+
+std::map<std::string, std::map<int, std::string>> AxesOf(const google::protobuf::Map<std::string, v1::DynamicAxes>& field) {
+  std::map<std::string, std::map<int, std::string>> dynamic_axes;
+  for (const auto& [name, axes] : field) {
+    dynamic_axes[name].insert(axes.labels().begin(), axes.labels().end());
+  }
+  return dynamic_axes;
 }
 
 engine::CalibrationInput DataOf(const v1::CalibrationData& data) {
@@ -93,7 +125,7 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SaveModelReq
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SavePruneRetrainModelRequest& request) {
   MP_ASSIGN_OR_RETURN(const engine::SavedModels saved,
-                      engine::SavePruneRetrainModel(context, request.model(), request.save_path()));
+                      engine::SavePruneRetrainModel(context, request.model(), request.save_path(), request.record_file()));
   return SavedResult<v1::SavePruneRetrainModelResponse>(saved, context.validate_only);
 }
 
@@ -107,9 +139,7 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CreateQuantC
                                                           .module_manifest = request.module_manifest(),
                                                           .kv_cache = request.kv_cache(),
                                                           .kv_cache_layers = Strings(request.kv_cache_layers())}));
-  ResultOf<Response> result;
-  result.Add(saved.config_file, &Response::mutable_config_file);
-  return result.Finish(saved.warnings);
+  return ConfigResult(saved, &Response::mutable_config_file);
 }
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::QuantizePreprocessRequest& request) {
@@ -124,23 +154,20 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::QuantizePrep
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::QuantizeModelRequest& request) {
   using Response = v1::QuantizeModelResponse;
-  engine::QuantizeModelCall call{.config_file = request.config_file(),
-                                 .arguments = ArgumentsOf(request, /*default_batch_num=*/0),
-                                 .config_definition = request.config_definition(),
-                                 .modified_onnx_file = request.modified_onnx_file(),
-                                 .record_file = request.record_file(),
-                                 .model = request.model(),
-                                 .input_names = Strings(request.input_names()),
-                                 .output_names = Strings(request.output_names()),
-                                 .dynamic_axes = {},
-                                 .module_manifest = request.module_manifest(),
-                                 .data = DataOf(request.calibration_data()),
-                                 .sample = DataOf(request.sample_data()),
-                                 .saves = !request.save_path().empty(),
-                                 .save_path = request.save_path()};
-  for (const auto& [name, axes] : request.dynamic_axes()) {
-    call.dynamic_axes[name].insert(axes.labels().begin(), axes.labels().end());
-  }
+  const engine::QuantizeModelCall call{.config_file = request.config_file(),
+                                       .arguments = ArgumentsOf(request, /*default_batch_num=*/0),
+                                       .config_definition = request.config_definition(),
+                                       .modified_onnx_file = request.modified_onnx_file(),
+                                       .record_file = request.record_file(),
+                                       .model = request.model(),
+                                       .input_names = Strings(request.input_names()),
+                                       .output_names = Strings(request.output_names()),
+                                       .dynamic_axes = AxesOf(request.dynamic_axes()),
+                                       .module_manifest = request.module_manifest(),
+                                       .data = DataOf(request.calibration_data()),
+                                       .sample = DataOf(request.sample_data()),
+                                       .saves = !request.save_path().empty(),
+                                       .save_path = request.save_path()};
   MP_ASSIGN_OR_RETURN(const engine::QuantizedModel quantized, engine::QuantizeModel(context, call));
   ResultOf<Response> result;
   result.Add(quantized.config_file, &Response::mutable_config_file);
@@ -165,6 +192,120 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CalibrateReq
   return RecordResult<v1::CalibrateResponse>(saved);
 }
 
+// What the create and restore calls of retraining have in common; what only some have is to be set.
+template <typename Request>
+engine::RetrainModelCall RetrainCallOf(const Request& request) {
+  engine::RetrainModelCall call;
+  call.model = request.model();
+  call.record_file = request.record_file();
+  call.save_path = request.save_path();
+  call.module_manifest = request.module_manifest();
+  return call;
+}
+
+using RetrainFunction = absl::StatusOr<engine::RetrainModel>(const CallContext&, const engine::RetrainModelCall&);
+
+template <typename Request>
+absl::StatusOr<RunResult> RunCreatePruned(const CallContext& context, const Request& request, RetrainFunction* function) {
+  engine::RetrainModelCall call = RetrainCallOf(request);
+  call.config_definition = request.config_definition();
+  call.plan_only = request.plan_only();
+  call.prune_options = {.extended = request.prune_options().extended(),
+                        .rank_by_all_producers = request.prune_options().rank_by_all_producers()};
+  MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, function(context, call));
+  return RetrainResult(made);
+}
+
+template <typename Request>
+absl::StatusOr<RunResult> RunRestorePruned(const CallContext& context, const Request& request, RetrainFunction* function) {
+  engine::RetrainModelCall call = RetrainCallOf(request);
+  call.config_definition = request.config_definition();
+  call.plan_only = request.plan_only();
+  call.weights = request.weights();
+  call.state_dict_name = request.state_dict_name();
+  MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, function(context, call));
+  return RetrainResult(made);
+}
+
+absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CreatePruneRetrainModelRequest& request) {
+  return RunCreatePruned(context, request, engine::CreatePruneRetrainModel);
+}
+
+absl::StatusOr<RunResult> Run(const CallContext& context, const v1::RestorePruneRetrainModelRequest& request) {
+  return RunRestorePruned(context, request, engine::RestorePruneRetrainModel);
+}
+
+absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CreateCompressedRetrainModelRequest& request) {
+  return RunCreatePruned(context, request, engine::CreateCompressedRetrainModel);
+}
+
+absl::StatusOr<RunResult> Run(const CallContext& context, const v1::RestoreCompressedRetrainModelRequest& request) {
+  return RunRestorePruned(context, request, engine::RestoreCompressedRetrainModel);
+}
+
+absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CreateQuantRetrainModelRequest& request) {
+  engine::RetrainModelCall call = RetrainCallOf(request);
+  call.config_file = request.config_file();
+  MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, engine::CreateQuantRetrainModel(context, call));
+  return RetrainResult(made);
+}
+
+absl::StatusOr<RunResult> Run(const CallContext& context, const v1::RestoreQuantRetrainModelRequest& request) {
+  engine::RetrainModelCall call = RetrainCallOf(request);
+  call.config_file = request.config_file();
+  call.weights = request.weights();
+  call.state_dict_name = request.state_dict_name();
+  MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, engine::RestoreQuantRetrainModel(context, call));
+  return RetrainResult(made);
+}
+
+absl::StatusOr<RunResult> Run(const CallContext& context, const v1::AutoChannelPruneSearchRequest& request) {
+  MP_ASSIGN_OR_RETURN(const engine::SavedConfig saved,
+                      engine::AutoChannelPruneSearch(context, {.model = request.model(),
+                                                               .config = request.config(),
+                                                               .output_cfg = request.output_cfg(),
+                                                               .sensitivities = request.sensitivities(),
+                                                               .module_manifest = request.module_manifest(),
+                                                               .override_prune_cfg = request.override_prune_cfg()}));
+  return ConfigResult(saved, &v1::AutoChannelPruneSearchResponse::mutable_output_cfg);
+}
+
+absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CreateQuantRetrainConfigRequest& request) {
+  MP_ASSIGN_OR_RETURN(const engine::SavedConfig saved,
+                      engine::CreateQuantRetrainConfig(context, {.config_file = request.config_file(),
+                                                                 .model = request.model(),
+                                                                 .config_definition = request.config_definition(),
+                                                                 .module_manifest = request.module_manifest()}));
+  return ConfigResult(saved, &v1::CreateQuantConfigResponse::mutable_config_file);
+}
+
+// What both save calls of quantization-aware training have.
+template <typename Request>
+engine::SaveRetrainModelCall SaveRetrainCallOf(const Request& request) {
+  engine::SaveRetrainModelCall call;
+  call.model = request.model();
+  call.record_file = request.record_file();
+  call.save_path = request.save_path();
+  call.input_names = Strings(request.input_names());
+  call.output_names = Strings(request.output_names());
+  call.dynamic_axes = AxesOf(request.dynamic_axes());
+  call.module_manifest = request.module_manifest();
+  return call;
+}
+
+absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SaveQuantRetrainModelRequest& request) {
+  engine::SaveRetrainModelCall call = SaveRetrainCallOf(request);
+  call.config_file = request.config_file();
+  call.rewrite_plan = request.rewrite_plan();
+  MP_ASSIGN_OR_RETURN(const engine::SavedModels saved, engine::SaveQuantRetrainModel(context, call));
+  return SavedResult<v1::SaveModelResponse>(saved, context.validate_only);
+}
+
+absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SaveCompressedRetrainModelRequest& request) {
+  MP_ASSIGN_OR_RETURN(const engine::SavedModels saved, engine::SaveCompressedRetrainModel(context, SaveRetrainCallOf(request)));
+  return SavedResult<v1::SaveModelResponse>(saved, context.validate_only);
+}
+
 // Runs the function of the first type that `any` holds.
 template <typename Request, typename... Others>
 absl::StatusOr<RunResult> DispatchAmong(const google::protobuf::Any& any, CallContext& context) {
@@ -182,8 +323,13 @@ absl::StatusOr<RunResult> DispatchAmong(const google::protobuf::Any& any, CallCo
 }  // namespace
 
 absl::StatusOr<RunResult> Dispatch(const google::protobuf::Any& request, CallContext& context) {
-  return DispatchAmong<v1::CreateQuantConfigRequest, v1::QuantizePreprocessRequest, v1::QuantizeModelRequest,
-                       v1::CalibrateRequest, v1::SaveModelRequest, v1::SavePruneRetrainModelRequest>(request, context);
+  return DispatchAmong<
+      v1::CreateQuantConfigRequest, v1::QuantizePreprocessRequest, v1::QuantizeModelRequest, v1::CalibrateRequest,
+      v1::SaveModelRequest, v1::CreatePruneRetrainModelRequest, v1::RestorePruneRetrainModelRequest,
+      v1::AutoChannelPruneSearchRequest, v1::CreateQuantRetrainConfigRequest, v1::CreateQuantRetrainModelRequest,
+      v1::RestoreQuantRetrainModelRequest, v1::SaveQuantRetrainModelRequest, v1::CreateCompressedRetrainModelRequest,
+      v1::RestoreCompressedRetrainModelRequest, v1::SaveCompressedRetrainModelRequest, v1::SavePruneRetrainModelRequest>(request,
+                                                                                                                         context);
 }
 
 }  // namespace modelpress::server

@@ -5,7 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
+#include "google/protobuf/any.pb.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "tests/client/cpp/test_server.h"
@@ -263,6 +265,76 @@ TEST_F(CliTest, QuantizeDoesAllInOne) {
   EXPECT_THAT(out_.str(), HasSubstr(folder_ / "out/name_deploy_model.onnx\n"));
   EXPECT_FALSE(server_.state().quantize_request.activation_offset());
   EXPECT_EQ(err_.str(), "");
+}
+
+TEST_F(CliTest, RetrainingCommandsPassTheirParametersOn) {
+  const std::string cfg = WriteFile(folder_ / "s.cfg", "batch_num: 1");
+  const std::string config = WriteFile(folder_ / "c.json", "{}");
+  const std::string weights = WriteFile(folder_ / "w.safetensors", "w");
+  const std::string manifest = WriteFile(folder_ / "modules.json", "{}");
+  const std::string out = folder_ / "out/m";
+  google::protobuf::Any& seen = server_.state().retrain_request;
+  for (const char* compressed : {"prune", "compressed"}) {
+    const std::string name = absl::StrCat(compressed, "_retrain_model");
+    ASSERT_EQ(Run({"create_" + name, "--model", model_, "--config_defination=" + cfg, "--record_file", folder_ / "r.txt",
+                   "--save_path", out, "--extended", "--rank-by-all-producers", "--module_manifest", manifest, "-q"}),
+              0)
+        << err_.str();
+    EXPECT_EQ(out_.str(), absl::StrCat(folder_ / "r.txt", "\n", out, "_rewrite_plan.json\n", out, "_pruned_model.onnx\n", out,
+                                       "_report.json\n"));
+    ASSERT_EQ(Run({"restore_" + name, "--model", model_, "--config-definition=" + cfg, "--record-file", record_, "--save-path",
+                   out, "--weights", weights, "--state_dict_name=net", "--plan_only", "-q"}),
+              0)
+        << err_.str();
+    EXPECT_EQ(out_.str(), absl::StrCat(out, "_rewrite_plan.json\n", out, "_report.json\n"));
+  }
+  v1::RestoreCompressedRetrainModelRequest restore;
+  ASSERT_TRUE(seen.UnpackTo(&restore));
+  EXPECT_EQ(restore.weights(), "weights/w.safetensors");
+  EXPECT_EQ(restore.state_dict_name(), "net");
+  ASSERT_EQ(Run({"create_prune_retrain_model", "--model", model_, "--config_definition", cfg, "--record_file", folder_ / "r.txt",
+                 "--save_path", out, "--rank_by_all_producers", "-q"}),
+            0);
+  v1::CreatePruneRetrainModelRequest create;
+  ASSERT_TRUE(seen.UnpackTo(&create));
+  EXPECT_TRUE(create.prune_options().rank_by_all_producers());
+  EXPECT_FALSE(create.prune_options().extended());
+  EXPECT_FALSE(create.plan_only());
+
+  ASSERT_EQ(Run({"auto_channel_prune_search", "--model", model_, "--config", cfg, "--sensitivities", weights, "--output_cfg",
+                 folder_ / "found.cfg", "-q"}),
+            0)
+      << err_.str();
+  EXPECT_EQ(out_.str(), (folder_ / "found.cfg") + "\n");
+  ASSERT_EQ(Run({"create_quant_retrain_config", "--config_file", folder_ / "q.json", "--model", model_, "-q"}), 0) << err_.str();
+  ASSERT_EQ(Run({"create_quant_retrain_model", "--config_file", config, "--model", model_, "--record_file", folder_ / "q.txt",
+                 "--save_path", out, "-q"}),
+            0)
+      << err_.str();
+  ASSERT_EQ(Run({"restore_quant_retrain_model", "--config_file", config, "--model", model_, "--record_file", folder_ / "q.txt",
+                 "--save_path", out, "--weights", weights, "-q"}),
+            0)
+      << err_.str();
+  ASSERT_EQ(Run({"save_compressed_retrain_model", "--model", model_, "--record_file", record_, "--save_path", out, "-q"}), 0)
+      << err_.str();
+  ASSERT_EQ(Run({"save_quant_retrain_model", "--config_file", config, "--model", model_, "--record_file", record_, "--save_path",
+                 out, "--input_names=a,b", "--dynamic_axes=a:0=n", "--rewrite_plan", manifest, "-q"}),
+            0)
+      << err_.str();
+  v1::SaveQuantRetrainModelRequest save;
+  ASSERT_TRUE(seen.UnpackTo(&save));
+  EXPECT_THAT(save.input_names(), testing::ElementsAre("a", "b"));
+  EXPECT_EQ(save.dynamic_axes().at("a").labels().at(0), "n");
+  EXPECT_EQ(save.rewrite_plan(), "rewrite_plan/modules.json");
+
+  for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
+           {"create_prune_retrain_model", "--model", model_, "--record_file", record_, "--save_path", out},
+           {"restore_prune_retrain_model", "--model", model_, "--config_defination", cfg, "--save_path", out},
+           {"auto_channel_prune_search", "--model", model_, "--config", cfg, "--output_cfg", out},
+           {"create_quant_retrain_config", "--model", model_},
+           {"save_quant_retrain_model", "--model", model_, "--record_file", record_, "--save_path", out}}) {
+    EXPECT_EQ(Run(wrong), 64) << testing::PrintToString(wrong);
+  }
 }
 
 }  // namespace

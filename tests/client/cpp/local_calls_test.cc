@@ -126,13 +126,17 @@ TEST_F(LocalCallsTest, ReturnsAtOnceWhenNotWaiting) {
   EXPECT_TRUE(absl::IsInvalidArgument(Save({.wait = false}).status()));  // its results would vanish
 }
 
-TEST_F(LocalCallsTest, SavePruneRetrainModelTakesNoRecord) {
+TEST_F(LocalCallsTest, SavePruneRetrainModelNeedsNoRecord) {
   v1::SavePruneRetrainModelRequest request;
   request.set_model(model_);
   request.set_save_path(save_path_);
   auto result = SavePruneRetrainModelOnLocalPaths(*client_, request, {});
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->files.size(), 3);
+  request.set_record_file(record_);
+  ASSERT_TRUE(SavePruneRetrainModelOnLocalPaths(*client_, request, {}).ok());
+  ASSERT_TRUE(server_.state().retrain_request.UnpackTo(&request));
+  EXPECT_EQ(request.record_file(), "record/r.txt");
   EXPECT_THAT(server_.state().workspaces, IsEmpty());
 }
 
@@ -391,6 +395,148 @@ TEST_F(PostTrainingTest, WrongPathsAreFoundBeforeAnythingIsSent) {
   request.set_modified_onnx_file(model_ + "/m.onnx");  // a file in the way
   EXPECT_EQ(ReasonOf(QuantizeModelOnLocalPaths(*client_, request, {})), kLocalIoReason);
   EXPECT_EQ(server_.state().calls["CreateWorkspace"], 0);
+}
+
+class RetrainTest : public PostTrainingTest {
+ protected:
+  RetrainTest() {
+    cfg_ = WriteFile(folder_ / "prune.cfg", "prune_config {}");
+    manifest_ = WriteFile(folder_ / "modules.json", "{}");
+    weights_ = WriteFile(folder_ / "w.safetensors", "tensors");
+    new_record_ = folder_ / "b/record.txt";
+  }
+
+  // What all of these calls take.
+  template <typename Request>
+  Request MakeRequest(const std::string& record) const {
+    Request request;
+    request.set_model(model_);
+    request.set_module_manifest(manifest_);
+    request.set_record_file(record);
+    request.set_save_path(save_path_);
+    return request;
+  }
+
+  template <typename Request>
+  Request LastRequest() {
+    Request request;
+    EXPECT_TRUE(server_.state().retrain_request.UnpackTo(&request)) << server_.state().retrain_request.type_url();
+    EXPECT_EQ(request.model(), "model/m.onnx");
+    EXPECT_EQ(request.module_manifest(), "manifest/modules.json");
+    return request;
+  }
+
+  template <typename Request>
+  void ExpectCreatesPruned(absl::StatusOr<LocalCallResult> (*call)(Client&, Request, const LocalCallOptions&)) {
+    auto request = MakeRequest<Request>(new_record_);
+    request.set_config_definition(cfg_);
+    request.mutable_prune_options()->set_extended(true);
+    auto result = call(*client_, request, {});
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_THAT(result->files, ElementsAre(new_record_, save_path_ + "_rewrite_plan.json", save_path_ + "_pruned_model.onnx",
+                                           save_path_ + "_report.json"));
+    EXPECT_EQ(ReadFile(new_record_), "record of " + ReadFile(model_));
+    const auto sent = LastRequest<Request>();
+    EXPECT_EQ(sent.config_definition(), "config_definition/prune.cfg");
+    EXPECT_EQ(sent.record_file(), "record/record.txt");
+    EXPECT_EQ(sent.save_path(), "results/x");
+    EXPECT_TRUE(sent.prune_options().extended());
+  }
+
+  template <typename Request>
+  void ExpectRestoresPruned(absl::StatusOr<LocalCallResult> (*call)(Client&, Request, const LocalCallOptions&)) {
+    auto request = MakeRequest<Request>(record_);
+    request.set_config_definition(cfg_);
+    request.set_weights(weights_);
+    request.set_state_dict_name("net");
+    request.set_plan_only(true);
+    auto result = call(*client_, request, {});
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_THAT(result->files, ElementsAre(save_path_ + "_rewrite_plan.json", save_path_ + "_report.json"));
+    EXPECT_EQ(ReadFile(record_), "record {}");
+    const auto sent = LastRequest<Request>();
+    EXPECT_EQ(sent.record_file(), "record/r.txt");
+    EXPECT_EQ(sent.weights(), "weights/w.safetensors");
+    EXPECT_EQ(sent.state_dict_name(), "net");
+    request.set_record_file(folder_ / "none.txt");
+    EXPECT_EQ(ReasonOf(call(*client_, request, {})), "FILE_NOT_FOUND");
+  }
+
+  std::string cfg_;
+  std::string manifest_;
+  std::string weights_;
+  std::string new_record_;
+};
+
+TEST_F(RetrainTest, CreateAndRestorePruned) {
+  ExpectCreatesPruned(CreatePruneRetrainModelOnLocalPaths);
+  ExpectCreatesPruned(CreateCompressedRetrainModelOnLocalPaths);
+  ExpectRestoresPruned(RestorePruneRetrainModelOnLocalPaths);
+  ExpectRestoresPruned(RestoreCompressedRetrainModelOnLocalPaths);
+}
+
+TEST_F(RetrainTest, CreateAndRestoreQuantRetrainModelWriteTheRecord) {
+  auto create = MakeRequest<v1::CreateQuantRetrainModelRequest>(new_record_);
+  create.set_config_file(config_);
+  auto result = CreateQuantRetrainModelOnLocalPaths(*client_, create, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->files, ElementsAre(new_record_, save_path_ + "_rewrite_plan.json", save_path_ + "_report.json"));
+  EXPECT_EQ(LastRequest<v1::CreateQuantRetrainModelRequest>().config_file(), "config/c.json");
+
+  auto restore = MakeRequest<v1::RestoreQuantRetrainModelRequest>(record_);
+  restore.set_config_file(config_);
+  restore.set_weights(weights_);
+  result = RestoreQuantRetrainModelOnLocalPaths(*client_, restore, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(ReadFile(record_), "record of " + ReadFile(model_));
+  EXPECT_EQ(LastRequest<v1::RestoreQuantRetrainModelRequest>().weights(), "weights/w.safetensors");
+}
+
+TEST_F(RetrainTest, ConfigurationAndSearch) {
+  v1::CreateQuantRetrainConfigRequest config;
+  config.set_model(model_);
+  config.set_module_manifest(manifest_);
+  config.set_config_definition(cfg_);
+  config.set_config_file(folder_ / "new/c.json");
+  auto result = CreateQuantRetrainConfigOnLocalPaths(*client_, config, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->files, ElementsAre(folder_ / "new/c.json"));
+  EXPECT_EQ(LastRequest<v1::CreateQuantRetrainConfigRequest>().config_definition(), "config_definition/prune.cfg");
+
+  v1::AutoChannelPruneSearchRequest search;
+  search.set_model(model_);
+  search.set_module_manifest(manifest_);
+  search.set_config(cfg_);
+  search.set_sensitivities(weights_);
+  search.set_output_cfg(folder_ / "new/found.cfg");
+  result = AutoChannelPruneSearchOnLocalPaths(*client_, search, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(ReadFile(folder_ / "new/found.cfg"), "ratios of " + ReadFile(model_));
+  EXPECT_EQ(LastRequest<v1::AutoChannelPruneSearchRequest>().config(), "config/prune.cfg");
+  EXPECT_EQ(LastRequest<v1::AutoChannelPruneSearchRequest>().sensitivities(), "sensitivities/w.safetensors");
+  EXPECT_EQ(LastRequest<v1::AutoChannelPruneSearchRequest>().override_prune_cfg(), "");
+  // A file that the configuration names goes along.
+  search.set_config(WriteFile(folder_ / "search.cfg", "compress_ratio: 2 override_prune_cfg: '" + cfg_ + "'"));
+  ASSERT_TRUE(AutoChannelPruneSearchOnLocalPaths(*client_, search, {}).ok());
+  EXPECT_EQ(LastRequest<v1::AutoChannelPruneSearchRequest>().override_prune_cfg(), "override_prune_cfg/prune.cfg");
+  std::filesystem::remove(cfg_);
+  EXPECT_EQ(ReasonOf(AutoChannelPruneSearchOnLocalPaths(*client_, search, {})), "FILE_NOT_FOUND");
+}
+
+TEST_F(RetrainTest, SaveReadsTheRecord) {
+  auto quant = MakeRequest<v1::SaveQuantRetrainModelRequest>(record_);
+  quant.set_config_file(config_);
+  quant.set_rewrite_plan(WriteFile(folder_ / "plan.json", "{}"));
+  auto result = SaveQuantRetrainModelOnLocalPaths(*client_, quant, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->files,
+              ElementsAre(save_path_ + "_deploy_model.onnx", save_path_ + "_fake_quant_model.onnx", save_path_ + "_report.json"));
+  EXPECT_EQ(LastRequest<v1::SaveQuantRetrainModelRequest>().rewrite_plan(), "rewrite_plan/plan.json");
+  EXPECT_EQ(LastRequest<v1::SaveQuantRetrainModelRequest>().record_file(), "record/r.txt");
+
+  result = SaveCompressedRetrainModelOnLocalPaths(*client_, MakeRequest<v1::SaveCompressedRetrainModelRequest>(record_), {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(LastRequest<v1::SaveCompressedRetrainModelRequest>().record_file(), "record/r.txt");
 }
 
 }  // namespace

@@ -346,15 +346,100 @@ class CompressionService : public v1::Compression::Service {
                                         [&](auto& response, const std::string& model) { PutSaved(*request, model, response); });
   }
 
+  grpc::Status CreatePruneRetrainModel(grpc::ServerContext*, const v1::CreatePruneRetrainModelRequest* request,
+                                       Operation* operation) override {
+    return Retrain("CreatePruneRetrainModel", *request, /*writes_record=*/true, operation);
+  }
+
+  grpc::Status RestorePruneRetrainModel(grpc::ServerContext*, const v1::RestorePruneRetrainModelRequest* request,
+                                        Operation* operation) override {
+    return Retrain("RestorePruneRetrainModel", *request, /*writes_record=*/false, operation);
+  }
+
+  grpc::Status CreateQuantRetrainModel(grpc::ServerContext*, const v1::CreateQuantRetrainModelRequest* request,
+                                       Operation* operation) override {
+    return Retrain("CreateQuantRetrainModel", *request, /*writes_record=*/true, operation);
+  }
+
+  grpc::Status RestoreQuantRetrainModel(grpc::ServerContext*, const v1::RestoreQuantRetrainModelRequest* request,
+                                        Operation* operation) override {
+    return Retrain("RestoreQuantRetrainModel", *request, /*writes_record=*/true, operation);
+  }
+
+  grpc::Status CreateCompressedRetrainModel(grpc::ServerContext*, const v1::CreateCompressedRetrainModelRequest* request,
+                                            Operation* operation) override {
+    return Retrain("CreateCompressedRetrainModel", *request, /*writes_record=*/true, operation);
+  }
+
+  grpc::Status RestoreCompressedRetrainModel(grpc::ServerContext*, const v1::RestoreCompressedRetrainModelRequest* request,
+                                             Operation* operation) override {
+    return Retrain("RestoreCompressedRetrainModel", *request, /*writes_record=*/false, operation);
+  }
+
+  grpc::Status SaveQuantRetrainModel(grpc::ServerContext*, const v1::SaveQuantRetrainModelRequest* request,
+                                     Operation* operation) override {
+    return SaveRetrain<v1::SaveModelResponse>("SaveQuantRetrainModel", *request, operation);
+  }
+
+  grpc::Status SaveCompressedRetrainModel(grpc::ServerContext*, const v1::SaveCompressedRetrainModelRequest* request,
+                                          Operation* operation) override {
+    return SaveRetrain<v1::SaveModelResponse>("SaveCompressedRetrainModel", *request, operation);
+  }
+
+  grpc::Status CreateQuantRetrainConfig(grpc::ServerContext*, const v1::CreateQuantRetrainConfigRequest* request,
+                                        Operation* operation) override {
+    std::lock_guard lock(state_.mutex);
+    state_.retrain_request.PackFrom(*request);
+    return Start<v1::CreateQuantConfigResponse>(
+        "CreateQuantRetrainConfig", *request, request->model(), operation, [&](auto& response, const std::string& model) {
+          *response.mutable_config_file() = Put(*request, request->config_file(), "config of " + model);
+        });
+  }
+
+  grpc::Status AutoChannelPruneSearch(grpc::ServerContext*, const v1::AutoChannelPruneSearchRequest* request,
+                                      Operation* operation) override {
+    std::lock_guard lock(state_.mutex);
+    state_.retrain_request.PackFrom(*request);
+    return Start<v1::AutoChannelPruneSearchResponse>(
+        "AutoChannelPruneSearch", *request, request->model(), operation, [&](auto& response, const std::string& model) {
+          *response.mutable_output_cfg() = Put(*request, request->output_cfg(), "ratios of " + model);
+        });
+  }
+
   grpc::Status SavePruneRetrainModel(grpc::ServerContext*, const v1::SavePruneRetrainModelRequest* request,
                                      Operation* operation) override {
-    std::lock_guard lock(state_.mutex);
-    return Start<v1::SavePruneRetrainModelResponse>(
-        "SavePruneRetrainModel", *request, request->model(), operation,
-        [&](auto& response, const std::string& model) { PutSaved(*request, model, response); });
+    return SaveRetrain<v1::SavePruneRetrainModelResponse>("SavePruneRetrainModel", *request, operation);
   }
 
  private:
+  template <typename Request>
+  grpc::Status Retrain(const std::string& method, const Request& request, bool writes_record, Operation* operation) {
+    std::lock_guard lock(state_.mutex);
+    state_.retrain_request.PackFrom(request);
+    return Start<v1::RetrainModelResponse>(
+        method, request, request.model(), operation, [&](auto& response, const std::string& model) {
+          const std::string prefix = request.save_path() + (request.save_path().ends_with('/') ? "" : "_");
+          if (writes_record) {
+            *response.mutable_record_file() = Put(request, request.record_file(), "record of " + model);
+          }
+          *response.mutable_rewrite_plan() = Put(request, prefix + "rewrite_plan.json", "plan of " + model);
+          if constexpr (requires { request.plan_only(); }) {
+            if (!request.plan_only()) {
+              *response.mutable_pruned_model() = Put(request, prefix + "pruned_model.onnx", "pruned " + model);
+            }
+          }
+          *response.mutable_report() = Put(request, prefix + "report.json", state_.report);
+        });
+  }
+
+  template <typename Response, typename Request>
+  grpc::Status SaveRetrain(const std::string& method, const Request& request, Operation* operation) {
+    std::lock_guard lock(state_.mutex);
+    state_.retrain_request.PackFrom(request);
+    return Start<Response>(method, request, request.model(), operation,
+                           [&](auto& response, const std::string& model) { PutSaved(request, model, response); });
+  }
+
   template <typename Request>
   v1::File Put(const Request& request, const std::string& path, const std::string& bytes) {
     const std::string name = request.workspace() + "/files/" + path;

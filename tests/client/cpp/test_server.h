@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "google/longrunning/operations.grpc.pb.h"
+#include "google/protobuf/any.pb.h"
 #include "google/rpc/status.pb.h"
 #include "grpcpp/server.h"
 #include "modelpress/v1/compression.grpc.pb.h"
@@ -53,6 +54,7 @@ class TestServer {
     v1::QuantizePreprocessRequest preprocess_request;
     v1::QuantizeModelRequest quantize_request;
     v1::CalibrateRequest calibrate_request;
+    google::protobuf::Any retrain_request;  // of any call of retraining
   };
 
   TestServer();

@@ -64,6 +64,8 @@ class ProtocolServer(
         self.operations: dict[str, Any] = {}
         self.requests: list[Any] = []
         self.received = 0  # bytes of uploads
+        self.rewrite_plan = b"{}"  # what create and restore calls answer with
+        self.record: bytes | None = None  # that create calls write; None: something that tells the model
         self.changed = threading.Condition()
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         workspaces_pb2_grpc.add_WorkspacesServicer_to_server(self, self._server)
@@ -330,3 +332,59 @@ class ProtocolServer(
     def SavePruneRetrainModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002
         operation = self._start("SavePruneRetrainModel", request)
         return self._finish(operation, request, request.model, compression_pb2.SavePruneRetrainModelResponse())
+
+    # ---- pruning and quantization-aware training ----
+
+    def _retrain(self, method: str, request: Any, *, writes_record: bool) -> Any:
+        operation = self._start(method, request)
+        separator = "" if request.save_path in {"", "results/"} else "_"
+        response = compression_pb2.RetrainModelResponse()
+        model = self._content(request, request.model)
+        if writes_record:
+            content = b"record of " + model if self.record is None else self.record
+            response.record_file.CopyFrom(self._put(request, request.record_file, content))
+        plan = f"{request.save_path}{separator}rewrite_plan.json"
+        response.rewrite_plan.CopyFrom(self._put(request, plan, self.rewrite_plan))
+        if not getattr(request, "plan_only", True):
+            pruned = f"{request.save_path}{separator}pruned_model.onnx"
+            response.pruned_model.CopyFrom(self._put(request, pruned, b"pruned " + model))
+            external = pruned.rpartition("/")[0] + "/w.external"
+            response.external_data.append(self._put(request, external, b"weights"))
+        response.report.CopyFrom(self._put(request, f"{request.save_path}{separator}report.json", REPORT))
+        return self._answer(operation, response)
+
+    def CreatePruneRetrainModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        return self._retrain("CreatePruneRetrainModel", request, writes_record=True)
+
+    def RestorePruneRetrainModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        return self._retrain("RestorePruneRetrainModel", request, writes_record=False)
+
+    def CreateQuantRetrainModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        return self._retrain("CreateQuantRetrainModel", request, writes_record=True)
+
+    def RestoreQuantRetrainModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        return self._retrain("RestoreQuantRetrainModel", request, writes_record=True)
+
+    def CreateCompressedRetrainModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        return self._retrain("CreateCompressedRetrainModel", request, writes_record=True)
+
+    def RestoreCompressedRetrainModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        return self._retrain("RestoreCompressedRetrainModel", request, writes_record=False)
+
+    def AutoChannelPruneSearch(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        operation = self._start("AutoChannelPruneSearch", request)
+        file = self._put(request, request.output_cfg, b"ratios of " + self._content(request, request.sensitivities))
+        return self._answer(operation, compression_pb2.AutoChannelPruneSearchResponse(output_cfg=file))
+
+    def CreateQuantRetrainConfig(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        operation = self._start("CreateQuantRetrainConfig", request)
+        file = self._put(request, request.config_file, b'{"batch_num": 1}')
+        return self._answer(operation, compression_pb2.CreateQuantConfigResponse(config_file=file))
+
+    def SaveQuantRetrainModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        operation = self._start("SaveQuantRetrainModel", request)
+        return self._finish(operation, request, request.model, compression_pb2.SaveModelResponse())
+
+    def SaveCompressedRetrainModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002
+        operation = self._start("SaveCompressedRetrainModel", request)
+        return self._finish(operation, request, request.model, compression_pb2.SaveModelResponse())

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "engine/base/status.h"
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/message.h"
 
 namespace modelpress::server {
 namespace {
@@ -83,6 +85,99 @@ TEST(CallFilesTest, FieldsThatDoNotGoTogether) {
   EXPECT_EQ(FieldOf(FilesOf(calibrate).status()), "modified_onnx_file");
   calibrate.set_model("m.onnx");
   EXPECT_TRUE(FilesOf(calibrate).ok());
+}
+
+std::set<std::string> InputPaths(const CallFiles& files) {
+  std::set<std::string> paths;
+  for (const Input& input : files.inputs) {
+    paths.insert(input.path);
+  }
+  return paths;
+}
+
+// Every field of a call of retraining that is a path; its value is its name.
+template <typename Request>
+Request WithAllPaths() {
+  Request request;
+  for (int i = 0; i < Request::descriptor()->field_count(); ++i) {
+    const google::protobuf::FieldDescriptor* field = Request::descriptor()->field(i);
+    if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_STRING && !field->is_repeated()) {
+      request.GetReflection()->SetString(&request, field, field->name());
+    }
+  }
+  request.set_workspace("workspaces/w");
+  return request;
+}
+
+template <typename Request>
+CallFiles FilesOfAll() {
+  auto request = WithAllPaths<Request>();
+  const absl::StatusOr<CallFiles> files = FilesOf(request);
+  EXPECT_TRUE(files.ok()) << files.status();
+  EXPECT_TRUE(CheckFiles(*files).ok()) << CheckFiles(*files);
+  return *files;
+}
+
+template <typename Request>
+void ExpectCreatesPruned() {
+  const CallFiles files = FilesOfAll<Request>();
+  EXPECT_THAT(InputPaths(files), UnorderedElementsAre("model", "config_definition", "module_manifest"));
+  EXPECT_THAT(OutputPaths(files), UnorderedElementsAre("record_file", "save_path_rewrite_plan.json", "save_path_report.json",
+                                                       "save_path_pruned_model.onnx"));
+  auto request = WithAllPaths<Request>();
+  request.set_plan_only(true);
+  request.clear_module_manifest();
+  request.clear_save_path();
+  EXPECT_THAT(InputPaths(*FilesOf(request)), UnorderedElementsAre("model", "config_definition"));
+  EXPECT_THAT(OutputPaths(*FilesOf(request)), UnorderedElementsAre("record_file", "rewrite_plan.json", "report.json"));
+  request.clear_config_definition();
+  EXPECT_EQ(FieldOf(CheckFiles(*FilesOf(request))), "config_definition");
+}
+
+template <typename Request>
+void ExpectRestoresPruned() {
+  const CallFiles files = FilesOfAll<Request>();
+  EXPECT_THAT(InputPaths(files), UnorderedElementsAre("model", "config_definition", "module_manifest", "record_file", "weights"));
+  EXPECT_THAT(OutputPaths(files),
+              UnorderedElementsAre("save_path_rewrite_plan.json", "save_path_report.json", "save_path_pruned_model.onnx"));
+  auto request = WithAllPaths<Request>();
+  request.clear_weights();
+  EXPECT_EQ(ReasonOf(FilesOf(request).status()), v1::REQUEST_INVALID);
+  EXPECT_EQ(FieldOf(FilesOf(request).status()), "state_dict_name");
+  request.clear_state_dict_name();
+  EXPECT_FALSE(InputPaths(*FilesOf(request)).contains("weights"));
+}
+
+TEST(CallFilesTest, CallsThatPrune) {
+  ExpectCreatesPruned<v1::CreatePruneRetrainModelRequest>();
+  ExpectCreatesPruned<v1::CreateCompressedRetrainModelRequest>();
+  ExpectRestoresPruned<v1::RestorePruneRetrainModelRequest>();
+  ExpectRestoresPruned<v1::RestoreCompressedRetrainModelRequest>();
+  const CallFiles search = FilesOfAll<v1::AutoChannelPruneSearchRequest>();
+  EXPECT_THAT(InputPaths(search), UnorderedElementsAre("model", "config", "sensitivities", "module_manifest", "override_prune_cfg"));
+  EXPECT_THAT(OutputPaths(search), UnorderedElementsAre("output_cfg"));
+  EXPECT_THAT(InputPaths(FilesOfAll<v1::SavePruneRetrainModelRequest>()), UnorderedElementsAre("model", "record_file"));
+}
+
+TEST(CallFilesTest, CallsOfQuantizationAwareTraining) {
+  const CallFiles config = FilesOfAll<v1::CreateQuantRetrainConfigRequest>();
+  EXPECT_THAT(InputPaths(config), UnorderedElementsAre("model", "config_definition", "module_manifest"));
+  EXPECT_THAT(OutputPaths(config), UnorderedElementsAre("config_file"));
+
+  const CallFiles create = FilesOfAll<v1::CreateQuantRetrainModelRequest>();
+  EXPECT_THAT(InputPaths(create), UnorderedElementsAre("model", "config_file", "module_manifest"));
+  EXPECT_THAT(OutputPaths(create), UnorderedElementsAre("record_file", "save_path_rewrite_plan.json", "save_path_report.json"));
+  const CallFiles restore = FilesOfAll<v1::RestoreQuantRetrainModelRequest>();
+  EXPECT_THAT(InputPaths(restore), UnorderedElementsAre("model", "config_file", "module_manifest", "weights"));
+  EXPECT_EQ(OutputPaths(restore), OutputPaths(create));
+
+  const CallFiles save = FilesOfAll<v1::SaveQuantRetrainModelRequest>();
+  EXPECT_THAT(InputPaths(save), UnorderedElementsAre("model", "config_file", "module_manifest", "record_file", "rewrite_plan"));
+  EXPECT_THAT(OutputPaths(save),
+              UnorderedElementsAre("save_path_deploy_model.onnx", "save_path_fake_quant_model.onnx", "save_path_report.json"));
+  const CallFiles compressed = FilesOfAll<v1::SaveCompressedRetrainModelRequest>();
+  EXPECT_THAT(InputPaths(compressed), UnorderedElementsAre("model", "module_manifest", "record_file"));
+  EXPECT_EQ(OutputPaths(compressed), OutputPaths(save));
 }
 
 TEST(CallFilesTest, OutputsDoNotCollide) {

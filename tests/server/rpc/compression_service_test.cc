@@ -86,6 +86,28 @@ TEST_F(CompressionServiceTest, CreateQuantConfig) {
   EXPECT_EQ(MetadataOf(Call(&v1::Compression::Stub::CreateQuantConfig, request), "field"), "config_file");
 }
 
+TEST_F(CompressionServiceTest, RetrainingReadsAndWritesTheRecord) {
+  v1::CreatePruneRetrainModelRequest create;
+  create.set_model("model/m.onnx");
+  create.set_config_definition("c.cfg");
+  create.set_record_file("r.txt");
+  create.set_save_path("out/m");
+  ASSERT_TRUE(Call(&v1::Compression::Stub::CreatePruneRetrainModel, create).ok());
+  EXPECT_THAT(Pinned(), ElementsAre("c.cfg", "model/m.onnx", "model/w.bin"));
+  EXPECT_EQ(MetadataOf(operation_).method(), "CreatePruneRetrainModel");
+
+  v1::RestoreCompressedRetrainModelRequest restore;
+  restore.set_model("model/m.onnx");
+  restore.set_config_definition("c.cfg");
+  restore.set_record_file("r.txt");
+  EXPECT_EQ(MissingFiles(Call(&v1::Compression::Stub::RestoreCompressedRetrainModel, restore)),
+            std::vector<std::string>{"r.txt"});
+  PutFile("workspaces/w/files/r.txt", "r.txt");
+  ASSERT_TRUE(Call(&v1::Compression::Stub::RestoreCompressedRetrainModel, restore).ok());
+  EXPECT_THAT(Pinned(), ElementsAre("c.cfg", "model/m.onnx", "model/w.bin", "r.txt"));
+  EXPECT_EQ(MetadataOf(operation_).method(), "RestoreCompressedRetrainModel");
+}
+
 TEST_F(CompressionServiceTest, QuantizePreprocess) {
   v1::QuantizePreprocessRequest request;
   request.set_config_file("c.json");

@@ -9,7 +9,15 @@ from pkgutil import extend_path
 # In a source tree the generated packages `modelpress.v1` and `modelpress.amct` lie in another folder of sys.path.
 __path__ = extend_path(__path__, __name__)
 
-from modelpress.aio import AsyncClient, AsyncOperation, QuantizedModel, SavedConfig, SavedModels, SavedRecord
+from modelpress.aio import (
+    AsyncClient,
+    AsyncOperation,
+    QuantizedModel,
+    RetrainModel,
+    SavedConfig,
+    SavedModels,
+    SavedRecord,
+)
 from modelpress.client import Client, Operation
 from modelpress.errors import (
     Aborted,
@@ -54,6 +62,7 @@ __all__ = [
     "ProgressCallback",
     "QuantizedModel",
     "ResourceExhausted",
+    "RetrainModel",
     "RetryPolicy",
     "SavedConfig",
     "SavedModels",

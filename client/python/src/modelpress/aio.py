@@ -18,17 +18,24 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
 
 from google.longrunning import operations_pb2
-from google.protobuf import empty_pb2
+from google.protobuf import empty_pb2, text_format
 
 from modelpress import errors
+from modelpress.amct import auto_channel_prune_config_pb2
 from modelpress.local_call import LocalCall
 from modelpress.local_files import Digest, Outputs, chunks, digest_of, make_folder
 from modelpress.parameters import (
+    AutoChannelPruneSearchCall,
+    AutoChannelPruneSearchFilesCall,
     CalibrateCall,
     CalibrateFilesCall,
     CallOptions,
     CreateQuantConfigCall,
     CreateQuantConfigFilesCall,
+    CreateQuantRetrainCall,
+    CreateQuantRetrainFilesCall,
+    CreateRetrainCall,
+    CreateRetrainFilesCall,
     LocalData,
     LocalOptions,
     LocalPath,
@@ -37,6 +44,18 @@ from modelpress.parameters import (
     QuantizeModelFilesCall,
     QuantizePreprocessCall,
     QuantizePreprocessFilesCall,
+    RestoreQuantRetrainCall,
+    RestoreQuantRetrainFilesCall,
+    RestoreRetrainCall,
+    RestoreRetrainFilesCall,
+    RetrainConfigCall,
+    RetrainConfigFilesCall,
+    SaveCompressedRetrainCall,
+    SaveCompressedRetrainFilesCall,
+    SavePruneCall,
+    SavePruneFilesCall,
+    SaveQuantRetrainCall,
+    SaveQuantRetrainFilesCall,
     make_request,
 )
 from modelpress.progress import DOWNLOAD, UPLOAD, Progress, ProgressCallback
@@ -83,6 +102,16 @@ _RESPONSES: dict[str, type[Any]] = {
     "QuantizeModel": compression_pb2.QuantizeModelResponse,
     "Calibrate": compression_pb2.CalibrateResponse,
     "SaveModel": compression_pb2.SaveModelResponse,
+    "CreatePruneRetrainModel": compression_pb2.RetrainModelResponse,
+    "RestorePruneRetrainModel": compression_pb2.RetrainModelResponse,
+    "AutoChannelPruneSearch": compression_pb2.AutoChannelPruneSearchResponse,
+    "CreateQuantRetrainConfig": compression_pb2.CreateQuantConfigResponse,
+    "CreateQuantRetrainModel": compression_pb2.RetrainModelResponse,
+    "RestoreQuantRetrainModel": compression_pb2.RetrainModelResponse,
+    "SaveQuantRetrainModel": compression_pb2.SaveModelResponse,
+    "CreateCompressedRetrainModel": compression_pb2.RetrainModelResponse,
+    "RestoreCompressedRetrainModel": compression_pb2.RetrainModelResponse,
+    "SaveCompressedRetrainModel": compression_pb2.SaveModelResponse,
     "SavePruneRetrainModel": compression_pb2.SavePruneRetrainModelResponse,
 }
 
@@ -116,7 +145,7 @@ class SavedModels:
 
 @dataclass(frozen=True)
 class SavedConfig:
-    """The configuration that create_quant_config wrote, and remarks of the service."""
+    """The configuration that a call wrote, and remarks of the service."""
 
     config_file: Path
     warnings: tuple[str, ...]
@@ -154,6 +183,27 @@ class QuantizedModel:
     fake_quant_model: Path | None
     report: Path | None
     report_html: Path | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RetrainModel:
+    """What a create or restore call of retraining wrote to the local folders.
+
+    Attributes:
+        rewrite_plan: what to do to the module that is trained (modelpress.v1.rewrite_plan_pb2.RewritePlan) as JSON.
+        report: what was done, as JSON.
+        record_file: the record file, where the call writes one; None where it only reads it.
+        pruned_model: the pruned ONNX model; None with plan_only and where nothing is pruned.
+        external_data: files that pruned_model refers to.
+        warnings: remarks of the service.
+    """
+
+    rewrite_plan: Path
+    report: Path
+    record_file: Path | None
+    pruned_model: Path | None
+    external_data: tuple[Path, ...]
     warnings: tuple[str, ...]
 
 
@@ -526,13 +576,255 @@ class AsyncClient:
         }
         return await self._start("SaveModel", compression_pb2.SaveModelRequest, workspace, fields)
 
+    async def create_prune_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        config_definition: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[CreateRetrainCall],
+    ) -> AsyncOperation[compression_pb2.RetrainModelResponse]:
+        """Starts create_prune_retrain_model on files of a workspace.
+
+        Args:
+            workspace: "workspaces/{id}".
+            model: the ONNX model, batch norms not folded; its external data files lie beside it.
+            config_definition: the simple configuration (.cfg).
+            record_file: the record file to write.
+            save_path: prefix of the other results' paths.
+            **parameters: see modelpress.parameters.
+        """
+        fields = {
+            **parameters,
+            "model": model,
+            "config_definition": config_definition,
+            "record_file": record_file,
+            "save_path": save_path,
+        }
+        return await self._start(
+            "CreatePruneRetrainModel", compression_pb2.CreatePruneRetrainModelRequest, workspace, fields
+        )
+
+    async def restore_prune_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        record_file: str,
+        config_definition: str,
+        save_path: str,
+        **parameters: Unpack[RestoreRetrainCall],
+    ) -> AsyncOperation[compression_pb2.RetrainModelResponse]:
+        """Starts restore_prune_retrain_model on files of a workspace.
+
+        Args:
+            workspace: "workspaces/{id}".
+            model: the ONNX model as create_prune_retrain_model got it.
+            record_file: the record file that it wrote.
+            config_definition: the simple configuration (.cfg).
+            save_path: prefix of the results' paths.
+            **parameters: see modelpress.parameters.
+        """
+        fields = {
+            **parameters,
+            "model": model,
+            "record_file": record_file,
+            "config_definition": config_definition,
+            "save_path": save_path,
+        }
+        return await self._start(
+            "RestorePruneRetrainModel", compression_pb2.RestorePruneRetrainModelRequest, workspace, fields
+        )
+
     async def save_prune_retrain_model(
-        self, workspace: str, model: str, save_path: str, **options: Unpack[CallOptions]
+        self, workspace: str, model: str, save_path: str, **parameters: Unpack[SavePruneCall]
     ) -> AsyncOperation[compression_pb2.SavePruneRetrainModelResponse]:
         """Starts save_prune_retrain_model on an exported ONNX file of a workspace; arguments as in save_model."""
-        fields = {**options, "model": model, "save_path": save_path}
+        fields = {**parameters, "model": model, "save_path": save_path}
         return await self._start(
             "SavePruneRetrainModel", compression_pb2.SavePruneRetrainModelRequest, workspace, fields
+        )
+
+    async def auto_channel_prune_search(
+        self,
+        workspace: str,
+        model: str,
+        config: str,
+        sensitivities: str,
+        output_cfg: str,
+        **parameters: Unpack[AutoChannelPruneSearchCall],
+    ) -> AsyncOperation[compression_pb2.AutoChannelPruneSearchResponse]:
+        """Starts auto_channel_prune_search on files of a workspace.
+
+        Args:
+            workspace: "workspaces/{id}".
+            model: the ONNX model; its external data files lie beside it.
+            config: the search's configuration.
+            sensitivities: safetensors of one float32 [Cout] per layer: sums of |weight * gradient|.
+            output_cfg: the simple configuration to write.
+            **parameters: see modelpress.parameters.
+        """
+        fields = {
+            **parameters,
+            "model": model,
+            "config": config,
+            "sensitivities": sensitivities,
+            "output_cfg": output_cfg,
+        }
+        return await self._start(
+            "AutoChannelPruneSearch", compression_pb2.AutoChannelPruneSearchRequest, workspace, fields
+        )
+
+    async def create_quant_retrain_config(
+        self, workspace: str, config_file: str, model: str, **parameters: Unpack[RetrainConfigCall]
+    ) -> AsyncOperation[compression_pb2.CreateQuantConfigResponse]:
+        """Starts create_quant_retrain_config on files of a workspace; arguments as in create_quant_config."""
+        fields = {**parameters, "config_file": config_file, "model": model}
+        return await self._start(
+            "CreateQuantRetrainConfig", compression_pb2.CreateQuantRetrainConfigRequest, workspace, fields
+        )
+
+    async def create_quant_retrain_model(
+        self,
+        workspace: str,
+        config_file: str,
+        model: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[CreateQuantRetrainCall],
+    ) -> AsyncOperation[compression_pb2.RetrainModelResponse]:
+        """Starts create_quant_retrain_model on files of a workspace.
+
+        Args:
+            workspace: "workspaces/{id}".
+            config_file: the JSON configuration.
+            model: the ONNX model, batch norms not folded; its external data files lie beside it.
+            record_file: the record file to write, empty.
+            save_path: prefix of the other results' paths.
+            **parameters: see modelpress.parameters.
+        """
+        fields = {
+            **parameters,
+            "config_file": config_file,
+            "model": model,
+            "record_file": record_file,
+            "save_path": save_path,
+        }
+        return await self._start(
+            "CreateQuantRetrainModel", compression_pb2.CreateQuantRetrainModelRequest, workspace, fields
+        )
+
+    async def restore_quant_retrain_model(
+        self,
+        workspace: str,
+        config_file: str,
+        model: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[RestoreQuantRetrainCall],
+    ) -> AsyncOperation[compression_pb2.RetrainModelResponse]:
+        """Starts restore_quant_retrain_model on files of a workspace; arguments as in create_quant_retrain_model."""
+        fields = {
+            **parameters,
+            "config_file": config_file,
+            "model": model,
+            "record_file": record_file,
+            "save_path": save_path,
+        }
+        return await self._start(
+            "RestoreQuantRetrainModel", compression_pb2.RestoreQuantRetrainModelRequest, workspace, fields
+        )
+
+    async def save_quant_retrain_model(
+        self,
+        workspace: str,
+        config_file: str,
+        model: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[SaveQuantRetrainCall],
+    ) -> AsyncOperation[compression_pb2.SaveModelResponse]:
+        """Starts save_quant_retrain_model on files of a workspace.
+
+        Args:
+            workspace: "workspaces/{id}".
+            config_file: the JSON configuration.
+            model: the trained module's export without its wrappers, batch norms not folded.
+            record_file: the record file of its quantization factors.
+            save_path: prefix of the results' paths.
+            **parameters: see modelpress.parameters.
+        """
+        fields = {
+            **parameters,
+            "config_file": config_file,
+            "model": model,
+            "record_file": record_file,
+            "save_path": save_path,
+        }
+        return await self._start(
+            "SaveQuantRetrainModel", compression_pb2.SaveQuantRetrainModelRequest, workspace, fields
+        )
+
+    async def create_compressed_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        config_definition: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[CreateRetrainCall],
+    ) -> AsyncOperation[compression_pb2.RetrainModelResponse]:
+        """Starts create_compressed_retrain_model on files of a workspace.
+
+        Arguments as in create_prune_retrain_model.
+        """
+        fields = {
+            **parameters,
+            "model": model,
+            "config_definition": config_definition,
+            "record_file": record_file,
+            "save_path": save_path,
+        }
+        return await self._start(
+            "CreateCompressedRetrainModel", compression_pb2.CreateCompressedRetrainModelRequest, workspace, fields
+        )
+
+    async def restore_compressed_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        record_file: str,
+        config_definition: str,
+        save_path: str,
+        **parameters: Unpack[RestoreRetrainCall],
+    ) -> AsyncOperation[compression_pb2.RetrainModelResponse]:
+        """Starts restore_compressed_retrain_model on files of a workspace.
+
+        Arguments as in restore_prune_retrain_model.
+        """
+        fields = {
+            **parameters,
+            "model": model,
+            "record_file": record_file,
+            "config_definition": config_definition,
+            "save_path": save_path,
+        }
+        return await self._start(
+            "RestoreCompressedRetrainModel", compression_pb2.RestoreCompressedRetrainModelRequest, workspace, fields
+        )
+
+    async def save_compressed_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[SaveCompressedRetrainCall],
+    ) -> AsyncOperation[compression_pb2.SaveModelResponse]:
+        """Starts save_compressed_retrain_model on files of a workspace; arguments as in save_quant_retrain_model."""
+        fields = {**parameters, "model": model, "record_file": record_file, "save_path": save_path}
+        return await self._start(
+            "SaveCompressedRetrainModel", compression_pb2.SaveCompressedRetrainModelRequest, workspace, fields
         )
 
     async def _start(self, method: str, message: Any, workspace: str, fields: Mapping[str, Any]) -> AsyncOperation[Any]:
@@ -546,17 +838,8 @@ class AsyncClient:
         self, config_file: LocalPath, model: LocalPath, **parameters: Unpack[CreateQuantConfigFilesCall]
     ) -> SavedConfig:
         """create_quant_config on local files; arguments as in create_quant_config, see also LocalOptions."""
-        names: dict[str, Any] = dict(parameters)
-
-        def plan(call: LocalCall, _: Path) -> None:
-            names["model"] = call.send_model(model, "model")
-            _send_given(call, names, "config_definition", "module_manifest")
-            names["config_file"] = call.receive(config_file, "config_file", "config")
-
-        response, paths, warnings = await self._run_locally(
-            "CreateQuantConfig", compression_pb2.CreateQuantConfigRequest, names, plan
-        )
-        return SavedConfig(paths[response.config_file.name], warnings)
+        message = compression_pb2.CreateQuantConfigRequest
+        return await self._configure_locally("CreateQuantConfig", message, config_file, model, parameters)
 
     async def quantize_preprocess_files(
         self,
@@ -704,19 +987,239 @@ class AsyncClient:
 
         return _saved_models(*await self._run_locally("SaveModel", compression_pb2.SaveModelRequest, names, plan))
 
+    async def create_prune_retrain_model_files(
+        self,
+        model: LocalPath,
+        config_definition: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[CreateRetrainFilesCall],
+    ) -> RetrainModel:
+        """create_prune_retrain_model on local files; arguments as there, see also LocalOptions."""
+
+        def plan(call: LocalCall, names: dict[str, Any]) -> None:
+            names["config_definition"] = call.send(config_definition, "config_definition", "config_definition")
+            names["record_file"] = call.receive(record_file, "record_file", "record")
+
+        message = compression_pb2.CreatePruneRetrainModelRequest
+        return await self._retrain_locally("CreatePruneRetrainModel", message, model, save_path, parameters, plan)
+
+    async def restore_prune_retrain_model_files(
+        self,
+        model: LocalPath,
+        record_file: LocalPath,
+        config_definition: LocalPath,
+        save_path: str,
+        **parameters: Unpack[RestoreRetrainFilesCall],
+    ) -> RetrainModel:
+        """restore_prune_retrain_model on local files; arguments as there, see also LocalOptions.
+
+        `weights` may also be a checkpoint of torch.save.
+        """
+
+        def plan(call: LocalCall, names: dict[str, Any]) -> None:
+            names["record_file"] = call.send(record_file, "record_file", "record")
+            names["config_definition"] = call.send(config_definition, "config_definition", "config_definition")
+
+        message = compression_pb2.RestorePruneRetrainModelRequest
+        return await self._retrain_locally("RestorePruneRetrainModel", message, model, save_path, parameters, plan)
+
     async def save_prune_retrain_model_files(
-        self, model: LocalPath, save_path: str, **options: Unpack[LocalOptions]
+        self, model: LocalPath, save_path: str, **parameters: Unpack[SavePruneFilesCall]
     ) -> SavedModels:
         """save_prune_retrain_model on a local, exported ONNX file; arguments as in save_model_files."""
-        names: dict[str, Any] = dict(options)
+        message = compression_pb2.SavePruneRetrainModelRequest
+        return await self._save_locally("SavePruneRetrainModel", message, model, save_path, parameters)
+
+    async def auto_channel_prune_search_files(
+        self,
+        model: LocalPath,
+        config: LocalPath,
+        sensitivities: LocalPath,
+        output_cfg: LocalPath,
+        **parameters: Unpack[AutoChannelPruneSearchFilesCall],
+    ) -> SavedConfig:
+        """auto_channel_prune_search on local files; arguments as there, see also LocalOptions.
+
+        The file that override_prune_cfg of the configuration names (from the working directory) goes along.
+        """
+        names: dict[str, Any] = dict(parameters)
+
+        def plan(call: LocalCall, _: Path) -> None:
+            names["model"] = call.send_model(model, "model")
+            names["config"] = call.send(config, "config", "config")
+            names.setdefault("override_prune_cfg", _override_named_in(Path(config)))
+            names["sensitivities"] = call.send(sensitivities, "sensitivities", "sensitivities")
+            _send_given(call, names, "module_manifest", "override_prune_cfg")
+            names["output_cfg"] = call.receive(output_cfg, "output_cfg", "output_cfg")
+
+        response, paths, warnings = await self._run_locally(
+            "AutoChannelPruneSearch", compression_pb2.AutoChannelPruneSearchRequest, names, plan
+        )
+        return SavedConfig(paths[response.output_cfg.name], warnings)
+
+    async def create_quant_retrain_config_files(
+        self, config_file: LocalPath, model: LocalPath, **parameters: Unpack[RetrainConfigFilesCall]
+    ) -> SavedConfig:
+        """create_quant_retrain_config on local files; arguments as there, see also LocalOptions."""
+        message = compression_pb2.CreateQuantRetrainConfigRequest
+        return await self._configure_locally("CreateQuantRetrainConfig", message, config_file, model, parameters)
+
+    async def create_quant_retrain_model_files(
+        self,
+        config_file: LocalPath,
+        model: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[CreateQuantRetrainFilesCall],
+    ) -> RetrainModel:
+        """create_quant_retrain_model on local files; arguments as there, see also LocalOptions."""
+
+        def plan(call: LocalCall, names: dict[str, Any]) -> None:
+            names["config_file"] = call.send(config_file, "config_file", "config")
+            names["record_file"] = call.receive(record_file, "record_file", "record")
+
+        message = compression_pb2.CreateQuantRetrainModelRequest
+        return await self._retrain_locally("CreateQuantRetrainModel", message, model, save_path, parameters, plan)
+
+    async def restore_quant_retrain_model_files(
+        self,
+        config_file: LocalPath,
+        model: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[RestoreQuantRetrainFilesCall],
+    ) -> RetrainModel:
+        """restore_quant_retrain_model on local files; arguments as there, see also LocalOptions.
+
+        `weights` may also be a checkpoint of torch.save.
+        """
+
+        def plan(call: LocalCall, names: dict[str, Any]) -> None:
+            names["config_file"] = call.send(config_file, "config_file", "config")
+            names["record_file"] = call.receive(record_file, "record_file", "record")
+
+        message = compression_pb2.RestoreQuantRetrainModelRequest
+        return await self._retrain_locally("RestoreQuantRetrainModel", message, model, save_path, parameters, plan)
+
+    async def save_quant_retrain_model_files(
+        self,
+        config_file: LocalPath,
+        model: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[SaveQuantRetrainFilesCall],
+    ) -> SavedModels:
+        """save_quant_retrain_model on local files; arguments as there, see also LocalOptions."""
+        files = {**parameters, "config_file": config_file, "record_file": record_file}
+        message = compression_pb2.SaveQuantRetrainModelRequest
+        return await self._save_locally("SaveQuantRetrainModel", message, model, save_path, files)
+
+    async def create_compressed_retrain_model_files(
+        self,
+        model: LocalPath,
+        config_definition: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[CreateRetrainFilesCall],
+    ) -> RetrainModel:
+        """create_compressed_retrain_model on local files; arguments as there, see also LocalOptions."""
+
+        def plan(call: LocalCall, names: dict[str, Any]) -> None:
+            names["config_definition"] = call.send(config_definition, "config_definition", "config_definition")
+            names["record_file"] = call.receive(record_file, "record_file", "record")
+
+        message = compression_pb2.CreateCompressedRetrainModelRequest
+        return await self._retrain_locally("CreateCompressedRetrainModel", message, model, save_path, parameters, plan)
+
+    async def restore_compressed_retrain_model_files(
+        self,
+        model: LocalPath,
+        record_file: LocalPath,
+        config_definition: LocalPath,
+        save_path: str,
+        **parameters: Unpack[RestoreRetrainFilesCall],
+    ) -> RetrainModel:
+        """restore_compressed_retrain_model on local files; arguments as there, see also LocalOptions.
+
+        `weights` may also be a checkpoint of torch.save.
+        """
+
+        def plan(call: LocalCall, names: dict[str, Any]) -> None:
+            names["record_file"] = call.send(record_file, "record_file", "record")
+            names["config_definition"] = call.send(config_definition, "config_definition", "config_definition")
+
+        message = compression_pb2.RestoreCompressedRetrainModelRequest
+        return await self._retrain_locally("RestoreCompressedRetrainModel", message, model, save_path, parameters, plan)
+
+    async def save_compressed_retrain_model_files(
+        self,
+        model: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[SaveCompressedRetrainFilesCall],
+    ) -> SavedModels:
+        """save_compressed_retrain_model on local files; arguments as there, see also LocalOptions."""
+        files = {**parameters, "record_file": record_file}
+        message = compression_pb2.SaveCompressedRetrainModelRequest
+        return await self._save_locally("SaveCompressedRetrainModel", message, model, save_path, files)
+
+    async def _configure_locally(
+        self, method: str, message: Any, config_file: LocalPath, model: LocalPath, parameters: Mapping[str, Any]
+    ) -> SavedConfig:
+        """A call that makes a configuration of a model."""
+        names = dict(parameters)
+
+        def plan(call: LocalCall, _: Path) -> None:
+            names["model"] = call.send_model(model, "model")
+            _send_given(call, names, "config_definition", "module_manifest")
+            names["config_file"] = call.receive(config_file, "config_file", "config")
+
+        response, paths, warnings = await self._run_locally(method, message, names, plan)
+        return SavedConfig(paths[response.config_file.name], warnings)
+
+    async def _retrain_locally(
+        self,
+        method: str,
+        message: Any,
+        model: LocalPath,
+        save_path: str,
+        parameters: Mapping[str, Any],
+        plan_own: Callable[[LocalCall, dict[str, Any]], None],
+    ) -> RetrainModel:
+        """A create or restore call of retraining; `plan_own` plans the arguments in which they differ."""
+        names = dict(parameters)
+
+        def plan(call: LocalCall, scratch: Path) -> None:
+            names["model"] = call.send_model(model, "model")
+            plan_own(call, names)
+            if names.get("weights") is not None:
+                names["weights"] = call.send_weights(names["weights"], names.get("state_dict_name") or "", scratch)
+            _send_given(call, names, "module_manifest")
+            names["save_path"] = call.receive_saved(save_path)
+
+        response, paths, warnings = await self._run_locally(method, message, names, plan)
+        return RetrainModel(
+            rewrite_plan=paths[response.rewrite_plan.name],
+            report=paths[response.report.name],
+            record_file=paths.get(response.record_file.name),
+            pruned_model=paths.get(response.pruned_model.name),
+            external_data=tuple(paths[file.name] for file in response.external_data),
+            warnings=warnings,
+        )
+
+    async def _save_locally(
+        self, method: str, message: Any, model: LocalPath, save_path: str, parameters: Mapping[str, Any]
+    ) -> SavedModels:
+        """A save call of retraining, with the files that are given."""
+        names = dict(parameters)
 
         def plan(call: LocalCall, _: Path) -> None:
             names["save_path"] = call.receive_saved(save_path)
             names["model"] = call.send_model(model, "model")
+            _send_given(call, names, "config_file", "record_file", "module_manifest", "rewrite_plan")
 
-        return _saved_models(
-            *await self._run_locally("SavePruneRetrainModel", compression_pb2.SavePruneRetrainModelRequest, names, plan)
-        )
+        return _saved_models(*await self._run_locally(method, message, names, plan))
 
     async def _run_locally(
         self,
@@ -821,6 +1324,16 @@ def _send_given(call: LocalCall, names: dict[str, Any], *arguments: str) -> None
     for argument in arguments:
         if names.get(argument) is not None:
             names[argument] = call.send(names[argument], argument, argument)
+
+
+def _override_named_in(config: Path) -> str | None:
+    """The file that a search's configuration names; a text that cannot be parsed is left to the service."""
+    parsed = auto_channel_prune_config_pb2.AutoChannelPruneConfig()
+    try:
+        text_format.Parse(config.read_text(encoding="utf-8"), parsed)
+    except (text_format.ParseError, UnicodeDecodeError):
+        return None
+    return parsed.override_prune_cfg or None
 
 
 def _files_in(response: Any) -> Iterator[Any]:

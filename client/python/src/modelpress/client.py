@@ -7,17 +7,24 @@ from modelpress.aio import (
     AsyncClient,
     AsyncOperation,
     QuantizedModel,
+    RetrainModel,
     SavedConfig,
     SavedModels,
     SavedRecord,
     channel_arguments,
 )
 from modelpress.parameters import (
+    AutoChannelPruneSearchCall,
+    AutoChannelPruneSearchFilesCall,
     CalibrateCall,
     CalibrateFilesCall,
     CallOptions,
     CreateQuantConfigCall,
     CreateQuantConfigFilesCall,
+    CreateQuantRetrainCall,
+    CreateQuantRetrainFilesCall,
+    CreateRetrainCall,
+    CreateRetrainFilesCall,
     LocalData,
     LocalOptions,
     LocalPath,
@@ -26,6 +33,18 @@ from modelpress.parameters import (
     QuantizeModelFilesCall,
     QuantizePreprocessCall,
     QuantizePreprocessFilesCall,
+    RestoreQuantRetrainCall,
+    RestoreQuantRetrainFilesCall,
+    RestoreRetrainCall,
+    RestoreRetrainFilesCall,
+    RetrainConfigCall,
+    RetrainConfigFilesCall,
+    SaveCompressedRetrainCall,
+    SaveCompressedRetrainFilesCall,
+    SavePruneCall,
+    SavePruneFilesCall,
+    SaveQuantRetrainCall,
+    SaveQuantRetrainFilesCall,
 )
 from modelpress.progress import ProgressCallback
 from modelpress.transport import BlockingTransport, RetryPolicy, run_blocking
@@ -194,11 +213,150 @@ class Client:
         coroutine = self._client.save_model(workspace, modified_onnx_file, record_file, save_path, **options)
         return Operation(run_blocking(coroutine))
 
+    def create_prune_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        config_definition: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[CreateRetrainCall],
+    ) -> Operation[compression_pb2.RetrainModelResponse]:
+        """Starts create_prune_retrain_model on files of a workspace."""
+        coroutine = self._client.create_prune_retrain_model(
+            workspace, model, config_definition, record_file, save_path, **parameters
+        )
+        return Operation(run_blocking(coroutine))
+
+    def restore_prune_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        record_file: str,
+        config_definition: str,
+        save_path: str,
+        **parameters: Unpack[RestoreRetrainCall],
+    ) -> Operation[compression_pb2.RetrainModelResponse]:
+        """Starts restore_prune_retrain_model on files of a workspace."""
+        coroutine = self._client.restore_prune_retrain_model(
+            workspace, model, record_file, config_definition, save_path, **parameters
+        )
+        return Operation(run_blocking(coroutine))
+
     def save_prune_retrain_model(
-        self, workspace: str, model: str, save_path: str, **options: Unpack[CallOptions]
+        self, workspace: str, model: str, save_path: str, **parameters: Unpack[SavePruneCall]
     ) -> Operation[compression_pb2.SavePruneRetrainModelResponse]:
         """Starts save_prune_retrain_model on an exported ONNX file of a workspace."""
-        coroutine = self._client.save_prune_retrain_model(workspace, model, save_path, **options)
+        coroutine = self._client.save_prune_retrain_model(workspace, model, save_path, **parameters)
+        return Operation(run_blocking(coroutine))
+
+    def auto_channel_prune_search(
+        self,
+        workspace: str,
+        model: str,
+        config: str,
+        sensitivities: str,
+        output_cfg: str,
+        **parameters: Unpack[AutoChannelPruneSearchCall],
+    ) -> Operation[compression_pb2.AutoChannelPruneSearchResponse]:
+        """Starts auto_channel_prune_search on files of a workspace."""
+        coroutine = self._client.auto_channel_prune_search(
+            workspace, model, config, sensitivities, output_cfg, **parameters
+        )
+        return Operation(run_blocking(coroutine))
+
+    def create_quant_retrain_config(
+        self, workspace: str, config_file: str, model: str, **parameters: Unpack[RetrainConfigCall]
+    ) -> Operation[compression_pb2.CreateQuantConfigResponse]:
+        """Starts create_quant_retrain_config on files of a workspace."""
+        coroutine = self._client.create_quant_retrain_config(workspace, config_file, model, **parameters)
+        return Operation(run_blocking(coroutine))
+
+    def create_quant_retrain_model(
+        self,
+        workspace: str,
+        config_file: str,
+        model: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[CreateQuantRetrainCall],
+    ) -> Operation[compression_pb2.RetrainModelResponse]:
+        """Starts create_quant_retrain_model on files of a workspace."""
+        coroutine = self._client.create_quant_retrain_model(
+            workspace, config_file, model, record_file, save_path, **parameters
+        )
+        return Operation(run_blocking(coroutine))
+
+    def restore_quant_retrain_model(
+        self,
+        workspace: str,
+        config_file: str,
+        model: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[RestoreQuantRetrainCall],
+    ) -> Operation[compression_pb2.RetrainModelResponse]:
+        """Starts restore_quant_retrain_model on files of a workspace."""
+        coroutine = self._client.restore_quant_retrain_model(
+            workspace, config_file, model, record_file, save_path, **parameters
+        )
+        return Operation(run_blocking(coroutine))
+
+    def save_quant_retrain_model(
+        self,
+        workspace: str,
+        config_file: str,
+        model: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[SaveQuantRetrainCall],
+    ) -> Operation[compression_pb2.SaveModelResponse]:
+        """Starts save_quant_retrain_model on files of a workspace."""
+        coroutine = self._client.save_quant_retrain_model(
+            workspace, config_file, model, record_file, save_path, **parameters
+        )
+        return Operation(run_blocking(coroutine))
+
+    def create_compressed_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        config_definition: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[CreateRetrainCall],
+    ) -> Operation[compression_pb2.RetrainModelResponse]:
+        """Starts create_compressed_retrain_model on files of a workspace."""
+        coroutine = self._client.create_compressed_retrain_model(
+            workspace, model, config_definition, record_file, save_path, **parameters
+        )
+        return Operation(run_blocking(coroutine))
+
+    def restore_compressed_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        record_file: str,
+        config_definition: str,
+        save_path: str,
+        **parameters: Unpack[RestoreRetrainCall],
+    ) -> Operation[compression_pb2.RetrainModelResponse]:
+        """Starts restore_compressed_retrain_model on files of a workspace."""
+        coroutine = self._client.restore_compressed_retrain_model(
+            workspace, model, record_file, config_definition, save_path, **parameters
+        )
+        return Operation(run_blocking(coroutine))
+
+    def save_compressed_retrain_model(
+        self,
+        workspace: str,
+        model: str,
+        record_file: str,
+        save_path: str,
+        **parameters: Unpack[SaveCompressedRetrainCall],
+    ) -> Operation[compression_pb2.SaveModelResponse]:
+        """Starts save_compressed_retrain_model on files of a workspace."""
+        coroutine = self._client.save_compressed_retrain_model(workspace, model, record_file, save_path, **parameters)
         return Operation(run_blocking(coroutine))
 
     def create_quant_config_files(
@@ -251,8 +409,138 @@ class Client:
         """save_model on local files: uploads, runs, and downloads the results beside `save_path`."""
         return run_blocking(self._client.save_model_files(modified_onnx_file, record_file, save_path, **options))
 
+    def create_prune_retrain_model_files(
+        self,
+        model: LocalPath,
+        config_definition: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[CreateRetrainFilesCall],
+    ) -> RetrainModel:
+        """create_prune_retrain_model on local files."""
+        return run_blocking(
+            self._client.create_prune_retrain_model_files(
+                model, config_definition, record_file, save_path, **parameters
+            )
+        )
+
+    def restore_prune_retrain_model_files(
+        self,
+        model: LocalPath,
+        record_file: LocalPath,
+        config_definition: LocalPath,
+        save_path: str,
+        **parameters: Unpack[RestoreRetrainFilesCall],
+    ) -> RetrainModel:
+        """restore_prune_retrain_model on local files."""
+        return run_blocking(
+            self._client.restore_prune_retrain_model_files(
+                model, record_file, config_definition, save_path, **parameters
+            )
+        )
+
     def save_prune_retrain_model_files(
-        self, model: LocalPath, save_path: str, **options: Unpack[LocalOptions]
+        self, model: LocalPath, save_path: str, **parameters: Unpack[SavePruneFilesCall]
     ) -> SavedModels:
         """save_prune_retrain_model on a local, exported ONNX file."""
-        return run_blocking(self._client.save_prune_retrain_model_files(model, save_path, **options))
+        return run_blocking(self._client.save_prune_retrain_model_files(model, save_path, **parameters))
+
+    def auto_channel_prune_search_files(
+        self,
+        model: LocalPath,
+        config: LocalPath,
+        sensitivities: LocalPath,
+        output_cfg: LocalPath,
+        **parameters: Unpack[AutoChannelPruneSearchFilesCall],
+    ) -> SavedConfig:
+        """auto_channel_prune_search on local files."""
+        return run_blocking(
+            self._client.auto_channel_prune_search_files(model, config, sensitivities, output_cfg, **parameters)
+        )
+
+    def create_quant_retrain_config_files(
+        self, config_file: LocalPath, model: LocalPath, **parameters: Unpack[RetrainConfigFilesCall]
+    ) -> SavedConfig:
+        """create_quant_retrain_config on local files."""
+        return run_blocking(self._client.create_quant_retrain_config_files(config_file, model, **parameters))
+
+    def create_quant_retrain_model_files(
+        self,
+        config_file: LocalPath,
+        model: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[CreateQuantRetrainFilesCall],
+    ) -> RetrainModel:
+        """create_quant_retrain_model on local files."""
+        return run_blocking(
+            self._client.create_quant_retrain_model_files(config_file, model, record_file, save_path, **parameters)
+        )
+
+    def restore_quant_retrain_model_files(
+        self,
+        config_file: LocalPath,
+        model: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[RestoreQuantRetrainFilesCall],
+    ) -> RetrainModel:
+        """restore_quant_retrain_model on local files."""
+        return run_blocking(
+            self._client.restore_quant_retrain_model_files(config_file, model, record_file, save_path, **parameters)
+        )
+
+    def save_quant_retrain_model_files(
+        self,
+        config_file: LocalPath,
+        model: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[SaveQuantRetrainFilesCall],
+    ) -> SavedModels:
+        """save_quant_retrain_model on local files."""
+        return run_blocking(
+            self._client.save_quant_retrain_model_files(config_file, model, record_file, save_path, **parameters)
+        )
+
+    def create_compressed_retrain_model_files(
+        self,
+        model: LocalPath,
+        config_definition: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[CreateRetrainFilesCall],
+    ) -> RetrainModel:
+        """create_compressed_retrain_model on local files."""
+        return run_blocking(
+            self._client.create_compressed_retrain_model_files(
+                model, config_definition, record_file, save_path, **parameters
+            )
+        )
+
+    def restore_compressed_retrain_model_files(
+        self,
+        model: LocalPath,
+        record_file: LocalPath,
+        config_definition: LocalPath,
+        save_path: str,
+        **parameters: Unpack[RestoreRetrainFilesCall],
+    ) -> RetrainModel:
+        """restore_compressed_retrain_model on local files."""
+        return run_blocking(
+            self._client.restore_compressed_retrain_model_files(
+                model, record_file, config_definition, save_path, **parameters
+            )
+        )
+
+    def save_compressed_retrain_model_files(
+        self,
+        model: LocalPath,
+        record_file: LocalPath,
+        save_path: str,
+        **parameters: Unpack[SaveCompressedRetrainFilesCall],
+    ) -> SavedModels:
+        """save_compressed_retrain_model on local files."""
+        return run_blocking(
+            self._client.save_compressed_retrain_model_files(model, record_file, save_path, **parameters)
+        )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modelpress.checkpoint import convert_checkpoint
 from modelpress.external_data import external_files
 from modelpress.local_files import SavePath, require_file
 from modelpress.parameters import LocalData, LocalPath
@@ -60,6 +61,15 @@ class LocalCall:
         folder = f"{argument}-{hashlib.sha256(os.fsencode(chr(10).join(files))).hexdigest()[:16]}"
         self.inputs += [(f"{folder}/{name}", require_file(local / name, argument)) for name in files]
         return folder
+
+    def send_weights(self, path: LocalPath, state_dict_name: str, scratch: Path) -> str:
+        """Weights; what is no .safetensors file is first converted to one in `scratch`."""
+        local = require_file(Path(path), "weights")
+        if local.suffix != ".safetensors":
+            converted = scratch / f"{local.name}.safetensors"
+            convert_checkpoint(local, converted, state_dict_name)
+            local = converted
+        return self.send(local, "weights", "weights")
 
     def receive(self, path: LocalPath, argument: str, folder: str, *, with_folder: bool = False) -> str:
         """A file to write; with_folder: and other files beside it."""

@@ -134,6 +134,15 @@ class Outputs:
         self.close()
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file as a whole, with mode 0640; missing folders are made."""
+    target = Path(os.path.realpath(path))
+    make_folder(target.parent)
+    with Outputs() as outputs:
+        outputs.open(target).write(content)
+        outputs.commit()
+
+
 def require_file(path: Path, argument: str) -> Path:
     """The path, if it is a regular file; else FileNotFoundError or IsADirectoryError that names the argument."""
     if path.is_file():

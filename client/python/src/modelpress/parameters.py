@@ -139,6 +139,108 @@ class CalibrateParameters(TypedDict, Generic[PathT], total=False):
     module_manifest: PathT
 
 
+class ManifestParameters(TypedDict, Generic[PathT], total=False):
+    """Of the calls of retraining.
+
+    Attributes:
+        module_manifest: the module's own structure (api/modelpress/v1/module_manifest.proto) as JSON.
+    """
+
+    module_manifest: PathT
+
+
+class AutoChannelPruneSearchParameters(ManifestParameters[PathT], Generic[PathT], total=False):
+    """Of auto_channel_prune_search.
+
+    Attributes:
+        override_prune_cfg: the file that override_prune_cfg of the configuration names, whatever the path there; of
+            local files it is found by that path if it is not given.
+    """
+
+    override_prune_cfg: PathT
+
+
+class CreateRetrainParameters(ManifestParameters[PathT], Generic[PathT], total=False):
+    """Of create_prune_retrain_model and create_compressed_retrain_model.
+
+    Attributes:
+        plan_only: write no model; the caller rewrites a module by the plan.
+        extended: prune through what stops the reference although the channels can be followed (docs/pruning.md).
+        rank_by_all_producers: rank the channels of coupled layers by all of them, not by the first.
+    """
+
+    plan_only: bool
+    extended: bool
+    rank_by_all_producers: bool
+
+
+class CheckpointParameters(ManifestParameters[PathT], Generic[PathT], total=False):
+    """Of restore_quant_retrain_model.
+
+    Attributes:
+        weights: the checkpoint's weights. In a workspace safetensors; of local files anything but .safetensors is read
+            as a checkpoint of torch.save and converted (modelpress.checkpoint).
+        state_dict_name: only the entries of this name's dictionary count.
+    """
+
+    weights: PathT
+    state_dict_name: str
+
+
+class RestoreRetrainParameters(CheckpointParameters[PathT], Generic[PathT], total=False):
+    """Of restore_prune_retrain_model and restore_compressed_retrain_model.
+
+    Attributes:
+        plan_only: write no model; the caller rewrites a module by the plan.
+    """
+
+    plan_only: bool
+
+
+class RetrainConfigParameters(ManifestParameters[PathT], Generic[PathT], total=False):
+    """Of create_quant_retrain_config.
+
+    Attributes:
+        config_definition: a simple configuration (.cfg); default: every layer is quantized.
+    """
+
+    config_definition: PathT
+
+
+class SaveRetrainParameters(ManifestParameters[PathT], Generic[PathT], total=False):
+    """Of save_compressed_retrain_model: names for what the export did not name already.
+
+    Attributes:
+        input_names: new names for the graph's inputs, in order.
+        output_names: the same for its outputs.
+        dynamic_axes: axes of any size by input or output.
+    """
+
+    input_names: Sequence[str] | None
+    output_names: Sequence[str] | None
+    dynamic_axes: DynamicAxes | None
+
+
+class SaveQuantRetrainParameters(SaveRetrainParameters[PathT], Generic[PathT], total=False):
+    """Of save_quant_retrain_model.
+
+    Attributes:
+        rewrite_plan: the plan of the create or restore call; the configuration is checked to be its own.
+    """
+
+    rewrite_plan: PathT
+
+
+class SavePruneParameters(TypedDict, Generic[PathT], total=False):
+    """Of save_prune_retrain_model.
+
+    Attributes:
+        record_file: the model is checked to be pruned and 2:4 sparse as this record says.
+    """
+
+    record_file: PathT
+
+
 # The same with what each call takes besides.
 class CreateQuantConfigCall(CreateQuantConfigParameters[str], CallOptions, total=False):
     """create_quant_config on files of a workspace."""
@@ -181,6 +283,78 @@ class QuantizeFilesCall(ConfigArguments[LocalPath], LocalOptions, total=False):
     sample_data: LocalData
 
 
+class AutoChannelPruneSearchCall(AutoChannelPruneSearchParameters[str], CallOptions, total=False):
+    """auto_channel_prune_search on files of a workspace."""
+
+
+class AutoChannelPruneSearchFilesCall(AutoChannelPruneSearchParameters[LocalPath], LocalOptions, total=False):
+    """auto_channel_prune_search on local files."""
+
+
+class CreateRetrainCall(CreateRetrainParameters[str], CallOptions, total=False):
+    """create_prune_retrain_model or create_compressed_retrain_model on files of a workspace."""
+
+
+class CreateRetrainFilesCall(CreateRetrainParameters[LocalPath], LocalOptions, total=False):
+    """create_prune_retrain_model or create_compressed_retrain_model on local files."""
+
+
+class RestoreRetrainCall(RestoreRetrainParameters[str], CallOptions, total=False):
+    """restore_prune_retrain_model or restore_compressed_retrain_model on files of a workspace."""
+
+
+class RestoreRetrainFilesCall(RestoreRetrainParameters[LocalPath], LocalOptions, total=False):
+    """restore_prune_retrain_model or restore_compressed_retrain_model on local files."""
+
+
+class RetrainConfigCall(RetrainConfigParameters[str], CallOptions, total=False):
+    """create_quant_retrain_config on files of a workspace."""
+
+
+class RetrainConfigFilesCall(RetrainConfigParameters[LocalPath], LocalOptions, total=False):
+    """create_quant_retrain_config on local files."""
+
+
+class CreateQuantRetrainCall(ManifestParameters[str], CallOptions, total=False):
+    """create_quant_retrain_model on files of a workspace."""
+
+
+class CreateQuantRetrainFilesCall(ManifestParameters[LocalPath], LocalOptions, total=False):
+    """create_quant_retrain_model on local files."""
+
+
+class RestoreQuantRetrainCall(CheckpointParameters[str], CallOptions, total=False):
+    """restore_quant_retrain_model on files of a workspace."""
+
+
+class RestoreQuantRetrainFilesCall(CheckpointParameters[LocalPath], LocalOptions, total=False):
+    """restore_quant_retrain_model on local files."""
+
+
+class SaveQuantRetrainCall(SaveQuantRetrainParameters[str], CallOptions, total=False):
+    """save_quant_retrain_model on files of a workspace."""
+
+
+class SaveQuantRetrainFilesCall(SaveQuantRetrainParameters[LocalPath], LocalOptions, total=False):
+    """save_quant_retrain_model on local files."""
+
+
+class SaveCompressedRetrainCall(SaveRetrainParameters[str], CallOptions, total=False):
+    """save_compressed_retrain_model on files of a workspace."""
+
+
+class SaveCompressedRetrainFilesCall(SaveRetrainParameters[LocalPath], LocalOptions, total=False):
+    """save_compressed_retrain_model on local files."""
+
+
+class SavePruneCall(SavePruneParameters[str], CallOptions, total=False):
+    """save_prune_retrain_model on files of a workspace."""
+
+
+class SavePruneFilesCall(SavePruneParameters[LocalPath], LocalOptions, total=False):
+    """save_prune_retrain_model on local files."""
+
+
 def make_request(message: Any, workspace: str, parameters: Mapping[str, Any]) -> Any:
     """The request of class `message` with the parameters that are given; None counts as not given."""
     fields = {name: value for name, value in parameters.items() if value is not None}
@@ -196,6 +370,9 @@ def make_request(message: Any, workspace: str, parameters: Mapping[str, Any]) ->
     if "calibration_data" in fields:
         data = compression_pb2.CalibrationData(path=fields["calibration_data"], batch_size=batch_size)
         fields["calibration_data"] = data
+    prune = {name: fields.pop(name) for name in ("extended", "rank_by_all_producers") if name in fields}
+    if prune:
+        fields["prune_options"] = compression_pb2.PruneOptions(**prune)
     if "sample_data" in fields:
         fields["sample_data"] = compression_pb2.CalibrationData(path=fields["sample_data"])
     if "dynamic_axes" in fields:

@@ -12,7 +12,6 @@ its methods.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,56 +21,43 @@ from typing import Any
 import torch
 
 from modelpress.aio import SavedConfig, SavedModels
-from modelpress.client import Client
-from modelpress.local_files import Outputs, SavePath, make_folder, require_file
+from modelpress.local_files import require_file, write_file
 from modelpress.parameters import ConfigArguments, DynamicAxes, LocalPath, QuantizeModelFilesCall
 from modelpress.progress import progress_bar
+from modelpress.torch_arguments import check_dynamic_axes, check_names, check_path, check_save_path, check_type
 from modelpress.torch_calibration import Batch, CalibrationModule, InputBinder, varying_axes
 from modelpress.torch_export import export, export_for_quantization, write_manifest
+from modelpress.torch_marks import export_with_marks
+from modelpress.torch_retrain import RetrainSession
 
 __all__ = [
     "CalibrationModule",
     "Session",
+    "auto_channel_prune_search",
     "connect",
+    "create_compressed_retrain_model",
+    "create_prune_retrain_model",
     "create_quant_config",
+    "create_quant_retrain_config",
+    "create_quant_retrain_model",
     "export",
     "export_for_quantization",
+    "export_with_marks",
     "quantize_model",
     "quantize_preprocess",
+    "restore_compressed_retrain_model",
+    "restore_prune_retrain_model",
+    "restore_quant_retrain_model",
+    "save_compressed_retrain_model",
     "save_model",
     "save_prune_retrain_model",
+    "save_quant_retrain_model",
     "write_manifest",
 ]
 
-_MAX_NAME_LENGTH = 254
 
-
-class Session:
+class Session(RetrainSession):
     """Where and how the functions are computed; each call opens and closes its own connection."""
-
-    def __init__(
-        self,
-        target: str | None = None,
-        *,
-        reference_defects: bool | None = None,
-        workspace: str | None = None,
-        credentials: Any = None,
-    ) -> None:
-        """Nothing is sent yet.
-
-        Args:
-            target: host:port; None: variable MODELPRESS_TARGET, else localhost:50051.
-            reference_defects: bring back the bytes of the reference where it is wrong; None: only if the variable
-                MODELPRESS_REFERENCE_DEFECTS is 1.
-            workspace: a workspace to use and keep; None: a temporary one per call.
-            credentials: grpc.ChannelCredentials; None: plaintext to this machine, else TLS.
-        """
-        self._target = target
-        self._workspace = workspace
-        self._credentials = credentials
-        if reference_defects is None:
-            reference_defects = os.environ.get("MODELPRESS_REFERENCE_DEFECTS") == "1"
-        self._reference_defects = reference_defects
 
     def create_quant_config(
         self,
@@ -85,11 +71,11 @@ class Session:
     ) -> SavedConfig:
         """See the function `create_quant_config`."""
         function = "create_quant_config"
-        _check_path(function, "config_file", config_file)
-        _check_type(function, "model", model, torch.nn.Module)
-        _check_names(function, "skip_layers", skip_layers)
-        _check_type(function, "batch_num", batch_num, int)
-        _check_type(function, "activation_offset", activation_offset, bool)
+        check_path(function, "config_file", config_file)
+        check_type(function, "model", model, torch.nn.Module)
+        check_names(function, "skip_layers", skip_layers)
+        check_type(function, "batch_num", batch_num, int)
+        check_type(function, "activation_offset", activation_offset, bool)
         if batch_num < 1:
             raise ValueError(f"batch_num must be greater than 0, not {batch_num}")
         arguments: ConfigArguments[LocalPath] = {
@@ -98,7 +84,7 @@ class Session:
             "activation_offset": activation_offset,
         }
         if config_defination is not None:
-            _check_path(function, "config_defination", config_defination)
+            check_path(function, "config_defination", config_defination)
             arguments["config_definition"] = require_file(Path(config_defination), "config_defination")
         with _Export(model, input_data) as exported, self._client() as client, progress_bar(function) as show:
             return client.create_quant_config_files(
@@ -120,13 +106,13 @@ class Session:
     ) -> CalibrationModule:
         """See the function `quantize_preprocess`."""
         function = "quantize_preprocess"
-        _check_path(function, "config_file", config_file)
-        _check_path(function, "record_file", record_file)
-        _check_type(function, "model", model, torch.nn.Module)
+        check_path(function, "config_file", config_file)
+        check_path(function, "record_file", record_file)
+        check_type(function, "model", model, torch.nn.Module)
         require_file(Path(config_file), "config_file")
         exported = _Export(model, input_data)
         binder = exported.binder
-        _write(Path(record_file), b"")
+        write_file(Path(record_file), b"")
 
         def finish(batches: list[Batch]) -> None:
             with exported.fitting(batches) as fitting, self._client() as client, progress_bar(function) as show:
@@ -157,13 +143,13 @@ class Session:
     ) -> CalibrationModule:
         """See the function `quantize_model`."""
         function = "quantize_model"
-        _check_path(function, "config_file", config_file)
-        _check_path(function, "modfied_onnx_file", modfied_onnx_file)
-        _check_path(function, "record_file", record_file)
-        _check_type(function, "model", model, torch.nn.Module)
-        _check_names(function, "input_names", input_names)
-        _check_names(function, "output_names", output_names)
-        _check_dynamic_axes(function, dynamic_axes)
+        check_path(function, "config_file", config_file)
+        check_path(function, "modfied_onnx_file", modfied_onnx_file)
+        check_path(function, "record_file", record_file)
+        check_type(function, "model", model, torch.nn.Module)
+        check_names(function, "input_names", input_names)
+        check_names(function, "output_names", output_names)
+        check_dynamic_axes(function, dynamic_axes)
         require_file(Path(config_file), "config_file")
         exported = _Export(model, input_data, input_names, output_names, dynamic_axes)
         binder = exported.binder
@@ -182,7 +168,7 @@ class Session:
                     again.write_bytes(before)
                     modified = fitting.folder / "modified.onnx"
                     self._quantize("calibrate", fitting, config_file, modified, again, batches)
-                    _write(record, again.read_bytes())
+                    write_file(record, again.read_bytes())
             exported.close()
 
         batch_num = json.loads(Path(config_file).read_bytes())["batch_num"]
@@ -231,9 +217,9 @@ class Session:
 
     def save_model(self, modfied_onnx_file: str, record_file: str, save_path: str) -> SavedModels:
         """See the function `save_model`."""
-        _check_path("save_model", "modfied_onnx_file", modfied_onnx_file)
-        _check_path("save_model", "record_file", record_file)
-        _check_type("save_model", "save_path", save_path, str)
+        check_path("save_model", "modfied_onnx_file", modfied_onnx_file)
+        check_path("save_model", "record_file", record_file)
+        check_save_path("save_model", save_path)
         with self._client() as client, progress_bar("save_model") as show:
             return client.save_model_files(
                 modfied_onnx_file,
@@ -243,34 +229,6 @@ class Session:
                 reference_defects=self._reference_defects,
                 progress=show,
             )
-
-    def save_prune_retrain_model(
-        self,
-        model: torch.nn.Module,
-        save_path: str,
-        input_data: tuple[Any, ...] | torch.Tensor,
-        input_names: list[str] | None = None,
-        output_names: list[str] | None = None,
-        dynamic_axes: DynamicAxes | None = None,
-    ) -> SavedModels:
-        """See the function `save_prune_retrain_model`."""
-        function = "save_prune_retrain_model"
-        _check_type(function, "model", model, torch.nn.Module)
-        _check_type(function, "save_path", save_path, str)
-        _check_names(function, "input_names", input_names)
-        _check_names(function, "output_names", output_names)
-        _check_dynamic_axes(function, dynamic_axes)
-        SavePath.parse(save_path)
-        with tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
-            exported = Path(folder) / "model.onnx"
-            export(model, exported, input_data, input_names, output_names, dynamic_axes)
-            with self._client() as client, progress_bar(function) as show:
-                return client.save_prune_retrain_model_files(
-                    exported, save_path, workspace=self._workspace, progress=show
-                )
-
-    def _client(self) -> Client:
-        return Client(self._target, credentials=self._credentials)
 
 
 class _Export:
@@ -456,6 +414,68 @@ def save_model(modfied_onnx_file: str, record_file: str, save_path: str) -> None
     (_default_session or Session()).save_model(modfied_onnx_file, record_file, save_path)
 
 
+def create_prune_retrain_model(
+    model: torch.nn.Module, input_data: tuple[Any, ...] | torch.Tensor, config_defination: str, record_file: str
+) -> torch.nn.Module:
+    """Prunes channels, or makes weights 2:4 sparse, by a simple configuration.
+
+    Args:
+        model: the trained module, with its weights; it is not changed.
+        input_data: what to trace the module with: a tuple, or one tensor.
+        config_defination: the simple configuration (.cfg).
+        record_file: the record file to write: which channels were cut.
+
+    Returns:
+        A copy of the module to train on, in training mode: the names of its parameters are the same, their sizes are
+        what is left. Layers to be made 2:4 sparse have a mask.
+
+    Raises:
+        TypeError: an argument has another type than documented.
+        ValueError: the configuration is wrong (modelpress.InvalidArgument).
+        OSError: config_defination is not there.
+        RuntimeError: input_data is not possible, the module cannot be copied or exported, or it is a retrained one.
+        modelpress.Error: the service's answer.
+    """
+    session = _default_session or Session()
+    return session.create_prune_retrain_model(model, input_data, config_defination, record_file)
+
+
+def restore_prune_retrain_model(
+    model: torch.nn.Module,
+    input_data: tuple[Any, ...] | torch.Tensor,
+    record_file: str,
+    config_defination: str,
+    pth_file: str,
+    state_dict_name: str | None = None,
+) -> torch.nn.Module:
+    """Makes the module of an interrupted training again.
+
+    Args:
+        model: the module as create_prune_retrain_model got it; its weights do not matter. It is not changed.
+        input_data: what to trace the module with: a tuple, or one tensor.
+        record_file: the record file that create_prune_retrain_model wrote: it tells which channels were cut.
+        config_defination: the simple configuration (.cfg).
+        pth_file: a checkpoint of the pruned module: what torch.save wrote of its state_dict().
+        state_dict_name: the key of the state_dict in the checkpoint, if it is one value among others there.
+
+    Returns:
+        The pruned module with the checkpoint's weights, in training mode.
+
+    Raises:
+        TypeError: an argument has another type than documented.
+        ValueError: the configuration or the record file is wrong (modelpress.InvalidArgument).
+        OSError: a file is not there.
+        pickle.UnpicklingError: the checkpoint holds objects instead of weights.
+        KeyError: the checkpoint has nothing of the name state_dict_name.
+        RuntimeError: the checkpoint's names or sizes are others than the module's, and as create_prune_retrain_model.
+        modelpress.Error: the service's answer.
+    """
+    session = _default_session or Session()
+    return session.restore_prune_retrain_model(
+        model, input_data, record_file, config_defination, pth_file, state_dict_name
+    )
+
+
 def save_prune_retrain_model(
     model: torch.nn.Module,
     save_path: str,
@@ -467,7 +487,7 @@ def save_prune_retrain_model(
     """Exports a pruned or 2:4 sparse module to ONNX and saves it under both names.
 
     Args:
-        model: the trained module; its parameters and training flags are left as they are.
+        model: the trained module; it is not changed.
         save_path: folder and prefix as in save_model.
         input_data: what to trace the module with: a tuple, or one tensor.
         input_names: names for the graph's inputs.
@@ -484,14 +504,235 @@ def save_prune_retrain_model(
     session.save_prune_retrain_model(model, save_path, input_data, input_names, output_names, dynamic_axes)
 
 
-def _check_type(function: str, argument: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"Func {function} argument {argument} must be {kind.__name__}, not {type(value).__name__}")
+def auto_channel_prune_search(
+    model: torch.nn.Module,
+    config: str,
+    input_data: list[torch.Tensor],
+    output_cfg: str,
+    sensitivity: str,
+    search_alg: str,
+) -> None:
+    """Finds a prune ratio for every layer, and writes a simple configuration for create_prune_retrain_model.
+
+    Args:
+        model: the trained module; it is not changed.
+        config: the search's configuration.
+        input_data: [data, label]: a batch for the module and what it should answer; the first sample is used.
+        output_cfg: the simple configuration to write.
+        sensitivity: "TaylorLossSensitivity".
+        search_alg: "GreedySearch".
+
+    Raises:
+        TypeError: an argument has another type than documented.
+        ValueError: input_data has not two tensors, sensitivity or search_alg is another one, or the configuration is
+            wrong (modelpress.InvalidArgument).
+        OSError: config is not there.
+        RuntimeError: the module cannot be copied, run or exported.
+        modelpress.Error: the service's answer.
+    """
+    session = _default_session or Session()
+    session.auto_channel_prune_search(model, config, input_data, output_cfg, sensitivity, search_alg)
 
 
-def _check_path(function: str, argument: str, path: object) -> None:
-    _check_type(function, argument, path, str)
-    _check_file_name(argument, path)  # type: ignore[arg-type]
+def create_quant_retrain_config(
+    config_file: str,
+    model: torch.nn.Module,
+    input_data: tuple[Any, ...] | torch.Tensor,
+    config_defination: str | None = None,
+) -> None:
+    """Writes the configuration of quantization-aware training: every layer that can be quantized is in it.
+
+    Args:
+        config_file: the JSON to write.
+        model: the trained module.
+        input_data: what to trace the module with: a tuple, or one tensor.
+        config_defination: a simple configuration (.cfg) to make it by; None: the default for every layer.
+
+    Raises:
+        TypeError: an argument has another type than documented.
+        ValueError: the simple configuration is wrong, or no layer can be quantized (modelpress.InvalidArgument).
+        OSError: config_defination is not there.
+        RuntimeError: input_data is not possible, the export failed, or the module is a retrained one.
+        modelpress.Error: the service's answer.
+    """
+    session = _default_session or Session()
+    session.create_quant_retrain_config(config_file, model, input_data, config_defination)
+
+
+def create_quant_retrain_model(
+    config_file: str, model: torch.nn.Module, record_file: str, input_data: tuple[Any, ...] | torch.Tensor
+) -> torch.nn.Module:
+    """Puts quantizers into a module, to be trained with it.
+
+    Args:
+        config_file: the JSON configuration.
+        model: the trained module; it is not changed.
+        record_file: emptied now; written by each complete inference in eval mode after training.
+        input_data: what to trace the module with: a tuple, or one tensor.
+
+    Returns:
+        A copy of the module with quantizers in its layers. After training, one inference in eval mode completes the
+        record file for save_quant_retrain_model.
+
+    Raises:
+        TypeError: an argument has another type than documented.
+        ValueError: the configuration is wrong (modelpress.InvalidArgument).
+        OSError: config_file is not there.
+        RuntimeError: input_data is not possible, the module cannot be copied or exported, or it is a retrained one.
+        modelpress.Error: the service's answer.
+    """
+    session = _default_session or Session()
+    return session.create_quant_retrain_model(config_file, model, record_file, input_data)
+
+
+def restore_quant_retrain_model(
+    config_file: str,
+    model: torch.nn.Module,
+    record_file: str,
+    input_data: tuple[Any, ...] | torch.Tensor,
+    pth_file: str,
+    state_dict_name: str | None = None,
+) -> torch.nn.Module:
+    """Makes the module of an interrupted training again.
+
+    Args:
+        config_file: the JSON configuration that create_quant_retrain_model got.
+        model: the module as create_quant_retrain_model got it; its weights do not matter. It is not changed.
+        record_file: emptied now; written by each complete inference in eval mode after training.
+        input_data: what to trace the module with: a tuple, or one tensor.
+        pth_file: a checkpoint of the module with quantizers: what torch.save wrote of its state_dict().
+        state_dict_name: the key of the state_dict in the checkpoint, if it is one value among others there.
+
+    Returns:
+        The module with quantizers and the checkpoint's state.
+
+    Raises:
+        As create_quant_retrain_model and, of the checkpoint, as restore_prune_retrain_model.
+    """
+    session = _default_session or Session()
+    return session.restore_quant_retrain_model(config_file, model, record_file, input_data, pth_file, state_dict_name)
+
+
+def save_quant_retrain_model(
+    config_file: str,
+    model: torch.nn.Module,
+    record_file: str,
+    save_path: str,
+    input_data: tuple[Any, ...] | torch.Tensor,
+    input_names: list[str] | None = None,
+    output_names: list[str] | None = None,
+    dynamic_axes: DynamicAxes | None = None,
+) -> None:
+    """Writes the quantized model for the device and the one for accuracy simulation.
+
+    Args:
+        config_file: the JSON configuration that create_quant_retrain_model or restore_quant_retrain_model got.
+        model: the trained module with quantizers; it is not changed.
+        record_file: the record file, completed by an inference in eval mode.
+        save_path: folder and prefix as in save_model.
+        input_data: what to trace the module with: a tuple, or one tensor.
+        input_names: names for the graph's inputs.
+        output_names: names for the graph's outputs.
+        dynamic_axes: {name: {axis: label}} or {name: [axis, ...]}.
+
+    Raises:
+        TypeError: an argument has another type than documented.
+        ValueError: a path or the record file is wrong, or config_file is not the one that the module was made with.
+        OSError: a file is not there.
+        RuntimeError: the module has no quantizers, the record file is empty, input_data, the names or dynamic_axes hold
+            something that is not allowed, or the export failed.
+        modelpress.Error: the service's answer.
+    """
+    session = _default_session or Session()
+    session.save_quant_retrain_model(
+        config_file, model, record_file, save_path, input_data, input_names, output_names, dynamic_axes
+    )
+
+
+def create_compressed_retrain_model(
+    model: torch.nn.Module, input_data: tuple[Any, ...] | torch.Tensor, config_defination: str, record_file: str
+) -> torch.nn.Module:
+    """Prunes channels or makes weights 2:4 sparse, and puts quantizers in, by one simple configuration.
+
+    Args:
+        model: the trained module, with its weights; it is not changed.
+        input_data: what to trace the module with: a tuple, or one tensor.
+        config_defination: the simple configuration (.cfg), of pruning, quantization or both.
+        record_file: the record file to write. Quantization factors come into it by each complete inference in eval
+            mode after training.
+
+    Returns:
+        A copy of the module to train on; in training mode if it was pruned.
+
+    Raises:
+        As create_prune_retrain_model.
+    """
+    session = _default_session or Session()
+    return session.create_compressed_retrain_model(model, input_data, config_defination, record_file)
+
+
+def restore_compressed_retrain_model(
+    model: torch.nn.Module,
+    input_data: tuple[Any, ...] | torch.Tensor,
+    record_file: str,
+    config_defination: str,
+    pth_file: str,
+    state_dict_name: str | None = None,
+) -> torch.nn.Module:
+    """Makes the module of an interrupted training again.
+
+    Args:
+        model: the module as create_compressed_retrain_model got it; its weights do not matter. It is not changed.
+        input_data: what to trace the module with: a tuple, or one tensor.
+        record_file: the record file that create_compressed_retrain_model wrote: it tells which channels were cut.
+        config_defination: the simple configuration (.cfg).
+        pth_file: a checkpoint of the compressed module: what torch.save wrote of its state_dict().
+        state_dict_name: the key of the state_dict in the checkpoint, if it is one value among others there.
+
+    Returns:
+        The compressed module with the checkpoint's state; in training mode if it is pruned.
+
+    Raises:
+        As restore_prune_retrain_model.
+    """
+    session = _default_session or Session()
+    return session.restore_compressed_retrain_model(
+        model, input_data, record_file, config_defination, pth_file, state_dict_name
+    )
+
+
+def save_compressed_retrain_model(
+    model: torch.nn.Module,
+    record_file: str,
+    save_path: str,
+    input_data: tuple[Any, ...] | torch.Tensor,
+    input_names: list[str] | None = None,
+    output_names: list[str] | None = None,
+    dynamic_axes: DynamicAxes | None = None,
+) -> None:
+    """Writes the compressed model for the device and the one for accuracy simulation.
+
+    Args:
+        model: the trained module; it is not changed.
+        record_file: the record file, completed by an inference in eval mode where the module has quantizers.
+        save_path: folder and prefix as in save_model.
+        input_data: what to trace the module with: a tuple, or one tensor.
+        input_names: names for the graph's inputs.
+        output_names: names for the graph's outputs.
+        dynamic_axes: {name: {axis: label}} or {name: [axis, ...]}.
+
+    Raises:
+        TypeError: an argument has another type than documented.
+        ValueError: a path or the record file is wrong.
+        OSError: record_file is not there.
+        RuntimeError: the record file is empty, input_data, the names or dynamic_axes hold something that is not
+            allowed, or the export failed.
+        modelpress.Error: the service's answer.
+    """
+    session = _default_session or Session()
+    session.save_compressed_retrain_model(
+        model, record_file, save_path, input_data, input_names, output_names, dynamic_axes
+    )
 
 
 def _learns_rounding(config_file: Path) -> bool:
@@ -503,54 +744,3 @@ def _learns_rounding(config_file: Path) -> bool:
     layers = config.values() if isinstance(config, dict) else []
     weights = [layer.get("weight_quant_params") for layer in layers if isinstance(layer, dict)]
     return any(isinstance(weight, dict) and weight.get("wts_algo") == "ada_quantize" for weight in weights)
-
-
-def _write(path: Path, content: bytes) -> None:
-    target = Path(os.path.realpath(path))
-    make_folder(target.parent)
-    with Outputs() as outputs:
-        outputs.open(target).write(content)
-        outputs.commit()
-
-
-def _check_file_name(argument: str, path: str) -> None:
-    if not path:
-        raise ValueError(f"{argument} is empty")
-    if path.endswith("/"):
-        raise ValueError(f"{argument} names a folder: {path!r}")
-    name = path.rpartition("/")[2]
-    if len(name) > _MAX_NAME_LENGTH:
-        raise ValueError(f"{argument}: the file name has {len(name)} characters, {_MAX_NAME_LENGTH} are allowed")
-
-
-def _check_names(function: str, argument: str, names: object) -> None:
-    if names is None:
-        return
-    _check_type(function, argument, names, list)
-    if not all(isinstance(name, str) for name in names):  # type: ignore[attr-defined]
-        raise RuntimeError(f"{argument} type must be list(string)")
-
-
-def _check_dynamic_axes(function: str, dynamic_axes: object) -> None:
-    """docs/spec/save.md section 12: map of string to (map of int >= 0 to string, or list of int >= 0)."""
-    if dynamic_axes is None:
-        return
-    _check_type(function, "dynamic_axes", dynamic_axes, dict)
-    for name, value in dynamic_axes.items():  # type: ignore[attr-defined]
-        axes = list(value) if isinstance(value, dict | list) else None
-        labels = list(value.values()) if isinstance(value, dict) else []
-        if (
-            not isinstance(name, str)
-            or axes is None
-            or not all(isinstance(axis, int) for axis in axes)
-            or not all(isinstance(label, str) for label in labels)
-        ):
-            raise RuntimeError(
-                "dynamic_axes type is invalid, type must be dict<string, dict<python:int, string>> or "
-                f"dict<string, list(int)>; it is not so at {name!r}"
-            )
-        if any(axis < 0 for axis in axes):
-            raise RuntimeError(
-                "dynamic_axes value is invalid, The int value of axis indicators cannot be a negative number; "
-                f"it is at {name!r}"
-            )
