@@ -98,9 +98,18 @@ def test_create_restore_save_through_the_cli(server: ServerProcess, tmp_path: Pa
     assert record.read_bytes() == (GOLDEN / "record.txt").read_bytes()  # only read
 
     exported = f"--model={GOLDEN / 'deploy.onnx'}"
-    cli(server, "save_prune_retrain_model", exported, f"--save_path={tmp_path}/saved/m")
+    checked = f"--record_file={record}"
+    cli(server, "save_prune_retrain_model", exported, checked, f"--save_path={tmp_path}/saved/m")
     for suffix in ("deploy_model", "fake_quant_model"):
         assert (tmp_path / "saved" / f"m_{suffix}.onnx").read_bytes() == (GOLDEN / "deploy.onnx").read_bytes()
+
+
+def test_a_model_that_is_not_pruned_as_its_record_says(server: ServerProcess, tmp_path: Path) -> None:
+    arguments = (f"--model={GOLDEN / 'model.onnx'}", f"--record_file={GOLDEN / 'record.txt'}")
+    done = run_cli(server.target, "save_prune_retrain_model", *arguments, f"--save_path={tmp_path}/m")
+    assert done.returncode == 65
+    assert "[PRUNE_FAILED]" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("form", ["pth", "safetensors"])
