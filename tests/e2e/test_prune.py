@@ -112,6 +112,29 @@ def test_a_model_that_is_not_pruned_as_its_record_says(server: ServerProcess, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_search_with_an_override_file_through_the_cli(server: ServerProcess, tmp_path: Path) -> None:
+    """The configuration names its override file from the working directory."""
+    golden = GOLDEN.parent / "amc_override"
+    state = json.loads((golden / "search_state.json").read_text())
+    # The reference's sum over a record's producers, given to the first of them.
+    sensitivities = {layer: torch.zeros(costs["cout"]) for layer, costs in state["layers"].items()}
+    for record in state["records"]:
+        sensitivities[record["producers"][0]] = torch.tensor(record["sensitivity"])
+    save_file(sensitivities, tmp_path / "s.safetensors")
+    done = run_cli(
+        server.target,
+        "auto_channel_prune_search",
+        "--model=model.onnx",
+        "--config=amc.cfg",
+        f"--sensitivities={tmp_path / 's.safetensors'}",
+        f"--output_cfg={tmp_path / 'found.cfg'}",
+        "--reference_defects",
+        cwd=golden,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "found.cfg").read_bytes() == (golden / "output.cfg").read_bytes()
+
+
 @pytest.mark.parametrize("form", ["pth", "safetensors"])
 def test_a_checkpoint_is_restored_through_python(server: ServerProcess, tmp_path: Path, form: str) -> None:
     """The trained weights take the place of the model's."""
