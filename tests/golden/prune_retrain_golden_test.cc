@@ -339,7 +339,7 @@ TEST_P(PruneErrorGolden, IsRefusedForTheRightReason) {
   static const std::vector<std::string> kUnknownLayer = {
       "error_global_skip_unknown", "error_override_bn_selective",   "error_override_unknown_layer",
       "error_skip_depthwise_layer", "error_skip_unknown_layer",     "error_skip_type_convtranspose",
-      "error_skip_type_unsupported", "error_override_type_unsupported", "error_skip_with_override_only"};
+      "error_skip_type_unsupported", "error_override_type_unsupported"};
   const bool unknown = std::find(kUnknownLayer.begin(), kUnknownLayer.end(), GetParam()) != kUnknownLayer.end();
   const auto reason = kReasons.find(GetParam());
   const v1::Reason expected = unknown ? v1::CONFIG_UNKNOWN_LAYER : reason == kReasons.end() ? v1::CONFIG_VALUE : reason->second;
