@@ -62,12 +62,6 @@ bool SupportsDmq(const ConfigLayer& layer, const ReferenceDefects& defects) {
   return FindType(layer.type)->dmq || (defects.balances_rnn && (layer.type == "LSTM" || layer.type == "GRU"));
 }
 
-// INT4 weights are packed two by two along the input channels.
-bool SupportsInt4(const ConfigLayer& layer) {
-  return layer.groups == 1 &&
-         std::all_of(layer.packed_sizes.begin(), layer.packed_sizes.end(), [](int64_t size) { return size % 2 == 0; });
-}
-
 bool CanBeQuantized(const ConfigLayer& layer) { return layer.why_not.empty(); }
 
 constexpr std::array<absl::string_view, 6> kGlobalKeys = {
@@ -78,7 +72,6 @@ bool IsGlobalKey(absl::string_view key) { return std::find(kGlobalKeys.begin(), 
 constexpr char kActivationSection[] = "activation_quant_params";
 constexpr char kWeightSection[] = "weight_quant_params";
 constexpr char kDmqKey[] = "dmq_balancer_param";
-constexpr char kForceFp16[] = "FORCE_FP16_QUANT";
 
 // step <= end - start, as decimal numbers: 0.6 fits into [0.7, 1.3]. The shortest decimals of doubles have at most 17 digits;
 // long double keeps 19, and what it loses is below the tolerance.
@@ -121,12 +114,7 @@ absl::Status CheckCatalog(const LayerCatalog& catalog) {
                        {.layer = layer.name});
     }
   }
-  if (any) {
-    return absl::OkStatus();
-  }
-  why_not.resize(std::min<size_t>(why_not.size(), 3));
-  return MakeError(v1::CONFIG_EMPTY, absl::StrCat("the model has no layer that can be quantized", why_not.empty() ? "" : " (",
-                                                  absl::StrJoin(why_not, "; "), why_not.empty() ? "" : ")"));
+  return any ? absl::OkStatus() : NoLayerError("quantized", std::move(why_not));
 }
 
 // ---- writing
@@ -533,7 +521,7 @@ class CfgReader {
       bits = 8;
       lowered_["weights have 8 bits, since only Conv2d can have 6 or 7"].push_back(layer.name);
     }
-    if (bits == 4 && !SupportsInt4(layer)) {
+    if (bits == 4 && !SupportsInt4(layer.groups, layer.packed_sizes)) {
       bits = 8;
       lowered_["weights have 8 bits, since INT4 needs one group and an even number of input channels"].push_back(layer.name);
     }
@@ -651,8 +639,7 @@ class JsonReader : private ConfigJsonReader {
  private:
   absl::Status ReadGlobal(const std::string& key, const JsonValue& value) {
     if (key == "version") {
-      MP_RETURN_IF_ERROR(Expect(key, value, Kind::kInteger));
-      return value.integer == 1 ? absl::OkStatus() : Error(v1::CONFIG_VALUE, key, value, "version must be 1");
+      return ReadVersion(value);
     }
     if (key == "batch_num") {
       return ReadBatchNum(value, config_.batch_num);
@@ -663,11 +650,7 @@ class JsonReader : private ConfigJsonReader {
       return absl::OkStatus();
     }
     if (key == "fakequant_precision_mode") {
-      MP_RETURN_IF_ERROR(Expect(key, value, Kind::kString));
-      config_.force_fp16_quant = value.string == kForceFp16;
-      return config_.force_fp16_quant || value.string == "DEFAULT"
-                 ? absl::OkStatus()
-                 : Error(v1::CONFIG_VALUE, key, value, absl::StrCat(key, " must be DEFAULT or ", kForceFp16));
+      return ReadPrecisionMode(key, value, config_.force_fp16_quant);
     }
     MP_RETURN_IF_ERROR(Expect(key, value, Kind::kArray));
     for (const JsonValue& item : value.items) {

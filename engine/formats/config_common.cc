@@ -3,11 +3,22 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "engine/base/status.h"
 
 namespace modelpress::engine {
 
 using Kind = JsonValue::Kind;
+
+bool SupportsInt4(int64_t groups, const std::vector<int64_t>& packed_sizes) {
+  return groups == 1 && std::all_of(packed_sizes.begin(), packed_sizes.end(), [](int64_t size) { return size % 2 == 0; });
+}
+
+absl::Status NoLayerError(absl::string_view done, std::vector<std::string> why_not) {
+  why_not.resize(std::min<size_t>(why_not.size(), 3));
+  return MakeError(v1::CONFIG_EMPTY, absl::StrCat("the model has no layer that can be ", done, why_not.empty() ? "" : " (",
+                                                  absl::StrJoin(why_not, "; "), why_not.empty() ? "" : ")"));
+}
 
 absl::Status CfgError(v1::Reason reason, absl::string_view text, const std::string& file, const std::vector<TextStep>& path,
                       const std::string& layer, absl::string_view message) {
@@ -62,6 +73,19 @@ absl::Status ConfigJsonReader::ReadBatchNum(const JsonValue& value, int64_t& out
   MP_RETURN_IF_ERROR(Expect("batch_num", value, Kind::kInteger));
   out = value.integer;
   return out > 0 ? absl::OkStatus() : Error(v1::CONFIG_VALUE, "batch_num", value, "batch_num must be greater than 0");
+}
+
+absl::Status ConfigJsonReader::ReadVersion(const JsonValue& value) const {
+  MP_RETURN_IF_ERROR(Expect("version", value, Kind::kInteger));
+  return value.integer == 1 ? absl::OkStatus() : Error(v1::CONFIG_VALUE, "version", value, "version must be 1");
+}
+
+absl::Status ConfigJsonReader::ReadPrecisionMode(const std::string& key, const JsonValue& value, bool& force_fp16_quant) const {
+  MP_RETURN_IF_ERROR(Expect(key, value, Kind::kString));
+  force_fp16_quant = value.string == kForceFp16;
+  return force_fp16_quant || value.string == "DEFAULT"
+             ? absl::OkStatus()
+             : Error(v1::CONFIG_VALUE, key, value, absl::StrCat(key, " must be DEFAULT or ", kForceFp16));
 }
 
 absl::Status ConfigJsonReader::ReadActivation(

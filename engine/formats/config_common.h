@@ -1,11 +1,13 @@
-// What the configurations of post-training quantization and of key-value caches share; for their implementations only.
+// What the configurations of post-training quantization, key-value caches and retraining share; for their implementations only.
 #ifndef MODELPRESS_ENGINE_FORMATS_CONFIG_COMMON_H_
 #define MODELPRESS_ENGINE_FORMATS_CONFIG_COMMON_H_
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -46,6 +48,14 @@ std::optional<bool> TakeHfmg(const Hfmg& hfmg, ActivationConfig& activation) {
   return hfmg.has_asymmetric() ? std::optional(hfmg.asymmetric()) : std::nullopt;
 }
 
+// Whether INT4 weights can be packed two by two along the input channels (arguments as in ConfigLayer).
+bool SupportsInt4(int64_t groups, const std::vector<int64_t>& packed_sizes);
+
+// CONFIG_EMPTY: no layer can be `done` ("quantized"). `why_not`: some of those that cannot, and why.
+absl::Status NoLayerError(absl::string_view done, std::vector<std::string> why_not);
+
+inline constexpr char kForceFp16[] = "FORCE_FP16_QUANT";  // of fakequant_precision_mode
+
 // An error in a .cfg at `path`, whose last field is the key.
 absl::Status CfgError(v1::Reason reason, absl::string_view text, const std::string& file, const std::vector<TextStep>& path,
                       const std::string& layer, absl::string_view message);
@@ -65,6 +75,8 @@ class ConfigJsonReader {
   // A number of bits, checked later.
   absl::Status ReadBits(const std::string& key, const JsonValue& value, int& out) const;
   absl::Status ReadBatchNum(const JsonValue& value, int64_t& out) const;
+  absl::Status ReadVersion(const JsonValue& value) const;
+  absl::Status ReadPrecisionMode(const std::string& key, const JsonValue& value, bool& force_fp16_quant) const;
   // What IFMR and HFMG have in common with each other and with key-value caches; `other` takes the keys that it does not know.
   absl::Status ReadActivation(const std::string& section, const JsonValue& value, ActivationConfig& activation,
                               const std::function<absl::Status(const std::string& key, const JsonValue& value)>& other) const;

@@ -18,7 +18,24 @@
 #include "engine/base/reference_defects.h"
 #include "engine/formats/calibration_config.h"
 
+namespace AMCTPytorchProto {
+class AMCTRetrainConfig;
+}
+namespace modelpress::v1 {
+class RewritePlan;
+}
+
 namespace modelpress::engine {
+
+// A type that can be retrained (formats.md section 1).
+struct RetrainType {
+  absl::string_view name;  // torch class name
+  bool channel_wise;       // weights may have a scale per channel, and have by default
+  bool filter;             // its channels can be pruned
+  bool selective;          // it can be made 2:4 sparse
+};
+// Null: modules of that type are never retrained or pruned.
+const RetrainType* FindRetrainType(absl::string_view name);
 
 // A module of a type that can be retrained or pruned, as far as configurations care. Empty reasons: it can.
 struct RetrainCatalogLayer {
@@ -74,7 +91,7 @@ struct RetrainConfig {
   bool force_fp16_quant = false;
   bool quantizes = false;  // which of the abilities the configuration asks for (prune.md section 2, qat.md section 13)
   bool prunes = false;
-  std::vector<LayerRetrainConfig> layers;  // one per layer of the catalog that can take part, in its order
+  std::vector<LayerRetrainConfig> layers;  // one per layer of the catalog that can take part in them, in its order
   // The complete configuration as JSON: what the reference writes for QAT, and golden/config's effective.json with pruning.
   // RewritePlan.config.
   std::string json;
@@ -94,16 +111,27 @@ absl::StatusOr<QuantConfigText> CreateRetrainConfigText(const RetrainCatalog& ca
                                                         const std::string& file, const ReferenceDefects& defects);
 
 // Reads that JSON (formats.md section 7.2). version and batch_num are always mandatory (qat.md section 4.3). Also CONFIG_TYPE.
-absl::StatusOr<RetrainConfig> ReadRetrainConfig(const RetrainCatalog& catalog, absl::string_view json, const std::string& file,
-                                                const ReferenceDefects& defects);
+// The result's json has the layers in the file's order and those that it does not list, disabled, behind them.
+absl::StatusOr<RetrainConfig> ReadRetrainConfig(const RetrainCatalog& catalog, absl::string_view json, const std::string& file);
 
-// Reads a .cfg for functions that prune.
+// Reads a .cfg for functions that prune. A field of an ability that the .cfg does not ask for (quant_skip_layers without anything
+// to quantize) is refused. With kPrune, a .cfg that only quantizes gives a configuration that does nothing, and a warning.
 absl::StatusOr<RetrainConfig> ReadRetrainDefinition(const RetrainCatalog& catalog, absl::string_view cfg, const std::string& file,
                                                     RetrainAbilities abilities, const ReferenceDefects& defects);
 
-// Whether `saved` is the configuration that a model was created with, whose RewritePlan.config is `created_json` (qat.md section
-// 12). CONFIG_CHANGED with the first key that differs.
-absl::Status CheckSameRetrainConfig(const RetrainConfig& saved, absl::string_view created_json);
+// Whether `saved` is the configuration that a model was created with, whose rewrite plan is `created` (qat.md section 12).
+// CONFIG_CHANGED with the layer and (metadata "key") the first key that differs. A fixed_min that only `saved` has may be the one
+// that the plan has found.
+absl::Status CheckSameRetrainConfig(const RetrainConfig& saved, const v1::RewritePlan& created);
+
+// For configurations that contain one of retraining.
+
+// Checks `cfg`, parsed out of `text`, as ReadRetrainDefinition does; what is wrong with fields that `text` does not have lies at
+// the beginning of the message that they would be in.
+absl::StatusOr<RetrainConfig> CheckRetrainDefinition(const RetrainCatalog& catalog,
+                                                     const AMCTPytorchProto::AMCTRetrainConfig& cfg, absl::string_view text,
+                                                     const std::string& file, RetrainAbilities abilities,
+                                                     const ReferenceDefects& defects);
 
 }  // namespace modelpress::engine
 

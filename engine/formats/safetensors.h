@@ -2,8 +2,8 @@
 #ifndef MODELPRESS_ENGINE_FORMATS_SAFETENSORS_H_
 #define MODELPRESS_ENGINE_FORMATS_SAFETENSORS_H_
 
+#include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -12,10 +12,13 @@
 
 namespace modelpress::engine {
 
+inline constexpr uint64_t kMaxSafetensorsHeader = 100'000'000;  // bytes; the format's own limit
+
 // Reads the header of `file`; the tensors' data stays in the file (their payloads are runs of it), in the order of the header.
 // Element types: F64, F32, F16, BF16, I8 to I64, U8 to U64, BOOL. The entry __metadata__ is skipped.
-// WEIGHTS_INVALID with the file (and the tensor as layer): truncated, a header over 100 MB or not JSON, a repeated name, an
-// unknown type, a shape that does not fit its bytes, runs that overlap, leave holes or end beyond the file.
+// WEIGHTS_INVALID with the file (and the tensor as layer): truncated, a header over kMaxSafetensorsHeader or not JSON, a repeated
+// name, an unknown type or key, more tensors or dims than ModelLimits allow, a shape that does not fit its bytes, runs that
+// overlap, leave holes or end beyond the file.
 absl::StatusOr<std::vector<Tensor>> ReadSafetensors(std::shared_ptr<const InputFile> file);
 
 }  // namespace modelpress::engine

@@ -8,33 +8,6 @@
 namespace modelpress::engine {
 namespace {
 
-// What can be done with the layers of a type (docs/spec/formats.md section 1).
-struct RetrainType {
-  absl::string_view name;
-  bool filter;
-  bool selective;
-};
-
-constexpr RetrainType kTypes[] = {
-    {.name = "Conv1d", .filter = false, .selective = false},
-    {.name = "Conv2d", .filter = true, .selective = true},
-    {.name = "Conv3d", .filter = false, .selective = false},
-    {.name = "Linear", .filter = true, .selective = true},
-    {.name = "ConvTranspose1d", .filter = false, .selective = false},
-    {.name = "ConvTranspose2d", .filter = false, .selective = true},
-    {.name = "LSTM", .filter = false, .selective = false},
-    {.name = "GRU", .filter = false, .selective = false},
-};
-
-const RetrainType* FindType(absl::string_view name) {
-  for (const RetrainType& type : kTypes) {
-    if (type.name == name) {
-      return &type;
-    }
-  }
-  return nullptr;
-}
-
 // True if every group of the convolution has one input channel. The reference compares groups with in_channels, which one input
 // channel satisfies too (prune.md section 16, P-6).
 bool IsDepthwise(const Layer& layer, bool extended) {
@@ -49,7 +22,7 @@ RetrainLayers FindRetrainLayers(const Layers& layers, const ReferenceDefects& de
   found.catalog.other_modules = layers.other_modules;
   for (const Layer& layer : layers.layers) {
     const ConfigLayer& config = layer.config;
-    const RetrainType* type = FindType(config.type);
+    const RetrainType* type = FindRetrainType(config.type);
     if (type == nullptr) {
       found.catalog.other_modules.insert(config.name);
       continue;

@@ -14,6 +14,7 @@
 #include "engine/quantize/layer_factors.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/golden/config_cases.h"
 #include "tests/golden/files.h"
 
 namespace modelpress::engine {
@@ -21,8 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-const fs::path kGolden = fs::path(MODELPRESS_TEST_DATA) / "golden" / "config";
 
 // Where the reference is wrong and modelpress, unless asked otherwise, does something else.
 const std::set<std::string> kDefectCases = {"ptq_dmq_rnn", "ptq_int16_type", "ptq_missing_required", "ptq_missing_required_cal"};
@@ -33,66 +32,24 @@ const std::set<std::string> kNotExpressible = {"bad_args_type"};
 // Where the reference ends with a crash (AttributeError) and modelpress goes on with the defaults.
 const std::set<std::string> kMoreAccepted = {"bad_json_no_act"};
 
-struct Case {
-  std::string name;
-  json info;
-
-  fs::path folder() const { return kGolden / name; }
-  bool succeeds() const { return info["result"] == "success"; }
-  bool has(const std::string& file) const { return fs::exists(folder() / file); }
-  std::string kind() const { return info["kind"]; }
-};
-
-void PrintTo(const Case& golden, std::ostream* out) { *out << golden.name; }
-
-std::vector<Case> CasesOf(const std::set<std::string>& kinds, bool successes_only = false) {
-  std::vector<Case> cases;
-  for (const auto& entry : fs::directory_iterator(kGolden)) {
-    if (fs::exists(entry.path() / "case.json")) {
-      Case golden = {entry.path().filename().string(), json::parse(ReadFile(entry.path() / "case.json"))};
-      if (kinds.contains(golden.kind()) && !kNotExpressible.contains(golden.name) && (golden.succeeds() || !successes_only)) {
-        cases.push_back(std::move(golden));
-      }
-    }
-  }
-  std::sort(cases.begin(), cases.end(), [](const Case& a, const Case& b) { return a.name < b.name; });
-  return cases;
-}
-
-// Everything that tells who is to blame: "CONFIG_VALUE key=batch_num in.cfg:1:1 layer=conv1".
-std::string Blame(const absl::Status& status) {
-  const ErrorPlace place = PlaceOf(status);
-  std::string text = v1::Reason_Name(ReasonOf(status));
-  const auto metadata = MetadataOf(status);
-  if (auto key = metadata.find("key"); key != metadata.end()) {
-    absl::StrAppend(&text, " key=", key->second);
-  }
-  if (!place.file.empty()) {
-    absl::StrAppend(&text, " ", place.file);
-  }
-  if (place.line > 0) {
-    absl::StrAppend(&text, ":", place.line, ":", place.column);
-  }
-  if (!place.layer.empty()) {
-    absl::StrAppend(&text, " layer=", place.layer);
-  }
-  return text;
+std::vector<ConfigCase> CasesOf(const std::set<std::string>& kinds, bool successes_only = false) {
+  return ConfigCasesOf(kinds, kNotExpressible, successes_only);
 }
 
 const std::map<std::string, std::string>& ExpectedBlames();
 
-void ExpectBlame(const Case& golden, const absl::Status& status) {
+void ExpectBlame(const ConfigCase& golden, const absl::Status& status) {
   ASSERT_FALSE(status.ok()) << "it must be rejected: " << golden.info["error"];
   EXPECT_EQ(absl::StatusCode::kInvalidArgument, status.code()) << status;
   auto it = ExpectedBlames().find(golden.name);
   EXPECT_EQ(it == ExpectedBlames().end() ? "" : it->second, Blame(status)) << status;
 }
 
-class CreateTest : public testing::TestWithParam<Case> {
+class CreateTest : public testing::TestWithParam<ConfigCase> {
  protected:
   // Runs create_quant_config on the case; the content of the file that it has written.
   absl::StatusOr<std::string> Create(const ReferenceDefects& defects) {
-    const Case& golden = GetParam();
+    const ConfigCase& golden = GetParam();
     TemporaryFolder output;
     const FileSet files({{"model.onnx", (golden.folder() / std::string(golden.info["model"])).string()},
                          {"in.cfg", (golden.folder() / "in.cfg").string()}});
@@ -125,7 +82,7 @@ class CreateTest : public testing::TestWithParam<Case> {
 };
 
 TEST_P(CreateTest, GivesTheReferencesBytes) {
-  const Case& golden = GetParam();
+  const ConfigCase& golden = GetParam();
   for (const ReferenceDefects& defects : {ReferenceDefects(), ReferenceDefects::All()}) {
     const absl::StatusOr<std::string> written = Create(defects);
     if (kDefectCases.contains(golden.name) && !defects.any()) {
@@ -144,8 +101,6 @@ TEST_P(CreateTest, GivesTheReferencesBytes) {
     }
   }
 }
-
-std::string NameOf(const testing::TestParamInfo<Case>& info) { return info.param.name; }
 
 INSTANTIATE_TEST_SUITE_P(Golden, CreateTest, testing::ValuesIn(CasesOf({"ptq", "ptq-args", "kv_cache"})), NameOf);
 
@@ -195,10 +150,10 @@ LayerCatalog CatalogOf(const fs::path& model_path) {
   return model->layers.Catalog();
 }
 
-class ReadTest : public testing::TestWithParam<Case> {};
+class ReadTest : public testing::TestWithParam<ConfigCase> {};
 
 TEST_P(ReadTest, GivesTheEffectiveConfiguration) {
-  const Case& golden = GetParam();
+  const ConfigCase& golden = GetParam();
   const LayerCatalog catalog = CatalogOf(golden.folder() / std::string(golden.info["model"]));
   for (const ReferenceDefects& defects : {ReferenceDefects(), ReferenceDefects::All()}) {
     const absl::StatusOr<QuantConfig> config =
@@ -223,10 +178,10 @@ TEST_P(ReadTest, GivesTheEffectiveConfiguration) {
 INSTANTIATE_TEST_SUITE_P(Golden, ReadTest, testing::ValuesIn(CasesOf({"ptq-json"})), NameOf);
 
 // What was written can be read.
-class RoundTripTest : public testing::TestWithParam<Case> {};
+class RoundTripTest : public testing::TestWithParam<ConfigCase> {};
 
 TEST_P(RoundTripTest, WrittenConfigurationsCanBeRead) {
-  const Case& golden = GetParam();
+  const ConfigCase& golden = GetParam();
   const LayerCatalog catalog = CatalogOf(golden.folder() / std::string(golden.info["model"]));
   const std::string text = ReadFile(golden.folder() / "config.json");
   EXPECT_EQ(golden.kind() == "kv_cache", *IsKvCacheConfig(text, "config.json"));
@@ -270,10 +225,10 @@ std::vector<float> Flat(const json& value) {
   return flat;
 }
 
-class RecordTest : public testing::TestWithParam<Case> {};
+class RecordTest : public testing::TestWithParam<ConfigCase> {};
 
 TEST_P(RecordTest, GivesTheReferencesFactors) {
-  const Case& golden = GetParam();
+  const ConfigCase& golden = GetParam();
   absl::StatusOr<Model> model =
       ReadModel(FileSet({{"m.onnx", (golden.folder() / std::string(golden.info["model"])).string()}}), "m.onnx");
   ASSERT_TRUE(model.ok()) << model.status();
