@@ -15,6 +15,7 @@ namespace modelpress::engine {
 inline constexpr char kPruneTypeAttribute[] = "type";
 inline constexpr char kPruneBeginAttribute[] = "begin";
 inline constexpr char kPruneEndAttribute[] = "end";
+inline constexpr char kGroupAttribute[] = "group";
 inline constexpr char kPruneGroupAttribute[] = "prune_group";
 inline constexpr char kPruneIndexAttribute[] = "prune_index";
 inline constexpr char kMaskShapeAttribute[] = "mask_shape";
@@ -33,6 +34,15 @@ inline const AMCTProto::AttrProto* FindRecordAttribute(const AMCTPytorchProto::P
 inline std::optional<int64_t> FindRecordInt(const AMCTPytorchProto::PruneNode& entry, absl::string_view name) {
   const AMCTProto::AttrProto* attribute = FindRecordAttribute(entry, name);
   return attribute == nullptr || !attribute->has_i() ? std::nullopt : std::optional(attribute->i());
+}
+
+// Changes an integer that is there.
+inline void SetRecordInt(AMCTPytorchProto::PruneNode& entry, absl::string_view name, int64_t value) {
+  for (AMCTProto::AttrProto& attribute : *entry.mutable_attr()) {
+    if (attribute.name() == name) {
+      attribute.set_i(value);
+    }
+  }
 }
 
 // Adds an attribute of the type INTS.
