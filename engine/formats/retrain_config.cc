@@ -151,8 +151,7 @@ LayerRetrainConfig DefaultConfig(const RetrainCatalogLayer& layer) {
   return config;
 }
 
-// ---- writing
-// -------------------------------------------------------------------------------------------------------------------
+// ---- writing ----------------------------------------------------------------------------------------------------------------
 
 // A layer of the configuration, with what only its JSON tells.
 struct WrittenLayer {
@@ -233,8 +232,7 @@ void Finish(const RetrainCatalog& catalog, const std::vector<WrittenLayer>& laye
   }
 }
 
-// ---- from a .cfg (formats.md sections 6 to 8, qat.md section 4.2, prune.md section 2)
-// -------------------------------------------------------------------------------------------------------------------
+// ---- from a .cfg (formats.md sections 6 to 8, qat.md section 4.2, prune.md section 2) ---------------------------------------
 
 // What a message says about a layer: the outermost one for all of them, an override for one or for a type.
 struct Settings {
@@ -731,8 +729,7 @@ class DefinitionReader {
   std::set<std::string> deviations_;
 };
 
-// ---- reading the JSON (formats.md section 7.2)
-// -------------------------------------------------------------------------------------
+// ---- reading the JSON (formats.md section 7.2) ------------------------------------------------------------------------------
 
 class RetrainJsonReader : private ConfigJsonReader {
  public:
@@ -750,11 +747,12 @@ class RetrainJsonReader : private ConfigJsonReader {
     std::vector<WrittenLayer> layers;
     std::set<std::string> listed;
     for (const auto& [key, value] : root.members) {
-      layer_ = IsGlobalKey(key) ? "" : key;
-      if (layer_.empty()) {
+      if (IsGlobalKey(key)) {
+        layer_.clear();
         MP_RETURN_IF_ERROR(ReadGlobal(key, value));
         continue;
       }
+      layer_ = key;
       const RetrainCatalogLayer* layer = FindLayer(catalog_, key);
       if (layer == nullptr || !layer->why_not_quant.empty()) {
         return Error(v1::CONFIG_UNKNOWN_LAYER, key, value,

@@ -7,6 +7,7 @@
 #include "engine/prune/groups.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <set>
 #include <utility>
@@ -64,7 +65,7 @@ struct Member {
 struct Record {
   std::vector<Member> producers;
   std::vector<Member> consumers;
-  std::vector<int> carriers;  // nodes with a segment of it
+  std::vector<int> carriers;  // nodes with a segment of it; a node may be listed more than once
   bool flattened = false;     // some path of it goes through a kPoolFlatten
   bool gone = false;          // deleted, or merged into another
 
@@ -80,7 +81,6 @@ struct Operator {
   int64_t group = 1;  // group attribute, 1 where every group has one channel
   bool depthwise = false;
   bool can_be_active = false;  // its channels could be pruned, by its kind
-  bool convolution = false;    // Conv or ConvTranspose
 };
 
 bool IsWeighted(absl::string_view op_type) {
@@ -154,36 +154,48 @@ class Finder {
     return operand.has_value() ? DimsOf(graph_, *operand) : std::vector<int64_t>();
   }
 
+  // Null: not known.
+  const std::vector<int64_t>* ShapeOf(Value value) const {
+    return value.is_none() ? nullptr : shapes_.Find(graph_.NameOf(value));
+  }
+
   Operator OperatorOf(int n) const {
     Operator op;
     const ItemId item = node(n).item;
     const std::string& type = node(n).op_type;
     const std::vector<int64_t> dims = ConstantDims(item, 1);
-    if (type == "BatchNormalization") {
-      if (dims.size() == 1) {
-        op.in_channels = op.out_channels = dims[0];
-      } else {
-        op.unusable = "its scale is not a constant of the model";
-      }
-      return op;
-    }
+    const bool batch_norm = type == "BatchNormalization";
     // Modules that are used several times, weights that several layers have, and what is no layer at all (x @ y) stop the
     // reference with an error (P-7) or break the model (P-8).
-    auto layer = layer_of_.find(item);
-    op.unusable = layer == layer_of_.end() ? "it is no layer of its own" : layer->second->why_not_at_all;
-    if (dims.size() < 2) {
+    if (auto layer = layer_of_.find(item); layer != layer_of_.end()) {
+      op.unusable = layer->second->why_not_at_all;
+    } else if (!layers_.batch_norms.contains(item)) {
+      op.unusable = "it is no layer of its own";
+    }
+    for (int input = 1; input < graph_.item(item).input_count() && op.unusable.empty(); ++input) {
+      const Value value = graph_.InputOf(item, input);
+      if (!value.is_none() && !FindConstantOperand(graph_, value).has_value()) {
+        op.unusable = "not all its parameters are constants of the model";
+      }
+    }
+    if (dims.size() < (batch_norm ? 1 : 2)) {
+      op.unusable = op.unusable.empty() ? "its weight is missing" : op.unusable;
       return op;
     }
-    const int64_t group = GroupOf(graph_.item(item));
-    op.convolution = type == "Conv" || type == "ConvTranspose";
-    if (type == "Conv") {
-      op.in_channels = dims[1] * group;
-      op.out_channels = dims[0];
-      op.depthwise = dims[1] == 1 && !(extended_ && group == 1);  // P-6
-      op.can_be_active = dims.size() == 4 && !op.depthwise;
-    } else if (type == "ConvTranspose") {
-      op.in_channels = dims[0];
-      op.out_channels = dims[1] * group;
+    if (batch_norm) {
+      op.in_channels = op.out_channels = dims[0];
+    } else if (type == "Conv" || type == "ConvTranspose") {
+      const int64_t group = GroupOf(graph_.item(item));
+      if (group < 1 || dims[0] % group != 0) {
+        op.unusable = "its groups do not fit its weight";
+        return op;
+      }
+      const bool transposed = type == "ConvTranspose";
+      op.in_channels = transposed ? dims[0] : dims[1] * group;
+      op.out_channels = transposed ? dims[1] * group : dims[0];
+      op.depthwise = !transposed && dims[1] == 1 && !(extended_ && group == 1);  // P-6
+      op.can_be_active = !transposed && dims.size() == 4 && !op.depthwise;
+      op.group = dims[1] == 1 ? 1 : group;
     } else {
       const bool transposed = type == "Gemm" && IntAttribute(graph_.item(item).node.proto, "transB", 0) != 0;
       op.in_channels = dims[transposed ? 1 : 0];
@@ -191,7 +203,6 @@ class Finder {
       op.axis = kLast;
       op.can_be_active = true;
     }
-    op.group = op.convolution && dims[1] != 1 ? group : 1;
     return op;
   }
 
@@ -220,7 +231,7 @@ class Finder {
     for (const Segment& segment : layout.segments) {
       if (segment.record != kOpaque) {
         std::vector<int>& carriers = records_[segment.record].carriers;
-        if (std::find(carriers.begin(), carriers.end(), n) == carriers.end()) {
+        if (carriers.empty() || carriers.back() != n) {
           carriers.push_back(n);
         }
       }
@@ -230,8 +241,9 @@ class Finder {
 
   static std::vector<int> RecordsOf(const Layout& layout) {
     std::vector<int> records;
+    absl::flat_hash_set<int> seen;
     for (const Segment& segment : layout.segments) {
-      if (segment.record != kOpaque && std::find(records.begin(), records.end(), segment.record) == records.end()) {
+      if (segment.record != kOpaque && seen.insert(segment.record).second) {
         records.push_back(segment.record);
       }
     }
@@ -239,7 +251,7 @@ class Finder {
   }
 
   void Deviate(const std::string& text) {
-    if (std::find(groups_.deviations.begin(), groups_.deviations.end(), text) == groups_.deviations.end()) {
+    if (told_.insert(text).second) {
       groups_.deviations.push_back(text);
     }
   }
@@ -267,7 +279,7 @@ class Finder {
     for (const Member& member : record.producers) {
       groups_.left_alone[node(member.node).name] = reason;
     }
-    for (int carrier : record.carriers) {
+    for (int carrier : std::set<int>(record.carriers.begin(), record.carriers.end())) {
       std::vector<Segment>& segments = layouts_[carrier].segments;
       const int64_t count = std::count_if(segments.begin(), segments.end(), [r](const Segment& s) { return s.record == r; });
       if (count > 1 && !defects_.leaves_stale_prune_records) {
@@ -326,10 +338,8 @@ class Finder {
           segment.record = segment.record == b ? a : segment.record;
         }
       }
-      if (std::find(kept.carriers.begin(), kept.carriers.end(), carrier) == kept.carriers.end()) {
-        kept.carriers.push_back(carrier);
-      }
     }
+    kept.carriers.insert(kept.carriers.end(), merged.carriers.begin(), merged.carriers.end());
     // The larger of two group counts that do not divide each other may take different numbers of channels from the groups of the
     // other layer. That depends on the weights: ChooseChannels sees it and takes the least common multiple then (P-9).
     int64_t prune_group = 0;
@@ -376,6 +386,9 @@ class Finder {
     }
     if (type == kPoolFlatten) {
       Layout layout = InputLayout(n, 0);
+      if (layout.axis == kLast) {  // it takes the mean over the channels
+        return Block(n);
+      }
       layout.flat = true;
       for (int record : RecordsOf(layout)) {
         records_[record].flattened = true;
@@ -432,8 +445,7 @@ class Finder {
 
   // Makes `n` a consumer of the records that its input carries. Returns what is left of them, as `n` hands it on.
   absl::StatusOr<Layout> Consume(int n, const Operator& op) {
-    const Value input = node(n).inputs[0];
-    const Layout layout = LayoutOf(input);
+    const Layout layout = InputLayout(n, 0);
     if (layout.empty()) {
       return layout;
     }
@@ -464,7 +476,7 @@ class Finder {
       }
     }
     if (node(n).op_type == "BatchNormalization") {
-      const std::vector<int64_t>* shape = shapes_.Find(graph_.NameOf(graph_.InputOf(node(n).item, 0)));
+      const std::vector<int64_t>* shape = ShapeOf(graph_.InputOf(node(n).item, 0));
       const bool of_maps = shape != nullptr && shape->size() == 4;
       if (of_maps && some_matmul) {
         return layout;  // it normalizes another axis
@@ -512,11 +524,12 @@ class Finder {
                            " channels (prune.md P-3)"));
       return stop("another number of channels");
     }
-    return Unify(n, a, {b});
+    Unify(n, a, {b});
+    return absl::OkStatus();
   }
 
   // Makes the layouts one, segment by segment; all have the same segments. `n` hands on the result.
-  absl::Status Unify(int n, Layout all, std::vector<Layout> peers) {
+  void Unify(int n, Layout all, std::vector<Layout> peers) {
     for (Layout& peer : peers) {
       for (size_t i = 0; i < all.segments.size(); ++i) {
         const int kept = all.segments[i].record;
@@ -533,11 +546,9 @@ class Finder {
         replace(all);
         std::for_each(peers.begin(), peers.end(), replace);
       }
-      all.flat = all.flat && peer.flat;
     }
     AddConsumers(n, all);
     Carry(n, std::move(all));
-    return absl::OkStatus();
   }
 
   absl::Status VisitConcat(int n) {
@@ -565,6 +576,7 @@ class Finder {
       joined.flat = joined.flat && layout.flat;
       joined.segments.insert(joined.segments.end(), layout.segments.begin(), layout.segments.end());
     }
+    joined.flat = joined.flat || (axis == 1 && on_last);
     if (RecordsOf(joined).empty()) {
       return absl::OkStatus();
     }
@@ -589,14 +601,11 @@ class Finder {
       return OperatorOf(source->second).out_channels;
     }
     const std::vector<int64_t>* shape = extended_ ? ShapeOf(graph_.InputOf(node(n).item, input)) : nullptr;
-    return shape != nullptr && axis < static_cast<int64_t>(shape->size()) ? (*shape)[axis] : -1;
+    const int64_t width = shape != nullptr && axis < static_cast<int64_t>(shape->size()) ? (*shape)[axis] : -1;
+    return width <= std::numeric_limits<int32_t>::max() ? width : -1;
   }
 
   // ---- rules of `extended`
-
-  const std::vector<int64_t>* ShapeOf(Value value) const {
-    return value.is_none() ? nullptr : shapes_.Find(graph_.NameOf(value));
-  }
 
   static bool SameSegments(const Layout& a, const Layout& b) {
     return std::equal(a.segments.begin(), a.segments.end(), b.segments.begin(), b.segments.end(),
@@ -605,6 +614,15 @@ class Finder {
 
   // Every operand has the same channels, one for all of them, or is a number.
   absl::Status VisitElementwise(int n) {
+    bool done = false;
+    while (!done) {
+      MP_ASSIGN_OR_RETURN(done, JoinOperands(n));
+    }
+    return absl::OkStatus();
+  }
+
+  // False: a record had to go, so layouts have changed.
+  absl::StatusOr<bool> JoinOperands(int n) {
     const ItemId item = node(n).item;
     const int inputs = static_cast<int>(node(n).inputs.size());
     int widest = 0;
@@ -613,7 +631,7 @@ class Finder {
     }
     Layout all = inputs == 0 ? Layout() : InputLayout(n, widest);
     if (all.empty()) {
-      return absl::OkStatus();
+      return true;
     }
     // Axes are counted from the last, as broadcasting does. 0: not known.
     auto axis_from_end = [&](int input, const Layout& layout) -> int64_t {
@@ -634,7 +652,8 @@ class Finder {
         continue;
       }
       if (layout.empty() || axis == 0 || axis_from_end(i, layout) != axis || !SameSegments(all, layout)) {
-        return Block(n);
+        MP_RETURN_IF_ERROR(Block(n));
+        return true;
       }
       for (size_t s = 0; s < layout.segments.size(); ++s) {
         const int a = all.segments[s].record;
@@ -642,16 +661,17 @@ class Finder {
         if ((a == kOpaque) != (b == kOpaque)) {
           MP_RETURN_IF_ERROR(
               DeleteRecord(std::max(a, b), absl::StrCat(Described(n), " combines its output with channels that stay")));
-          return VisitElementwise(n);  // layouts have changed
+          return false;
         }
       }
       peers.push_back(std::move(layout));
     }
     if (peers.empty()) {
       Carry(n, std::move(all));
-      return absl::OkStatus();
+      return true;
     }
-    return Unify(n, std::move(all), std::move(peers));
+    Unify(n, std::move(all), std::move(peers));
+    return true;
   }
 
   // [N, C, ...] -> [N, C * k, ...]: the elements of a channel stay together, so it becomes k channels.
@@ -669,7 +689,9 @@ class Finder {
     auto elements = [](const std::vector<int64_t>& shape) {
       int64_t product = 1;
       for (size_t i = 1; i < shape.size(); ++i) {
-        product = shape[i] < 0 || product < 0 ? -1 : product * shape[i];
+        if (shape[i] < 0 || __builtin_mul_overflow(product, shape[i], &product)) {
+          return int64_t{-1};
+        }
       }
       return product;
     };
@@ -760,7 +782,7 @@ class Finder {
       AMCTPytorchProto::PruneRecord& written = groups_.records.emplace_back();
       for (const Member& producer : record.producers) {
         *written.add_producer() = Entry(producer, true);
-        produced_.insert(producer.node);
+        in_records_.insert(node(producer.node).name);
       }
       for (const Member& consumer : record.consumers) {
         *written.add_consumer() = Entry(consumer, false);
@@ -770,16 +792,12 @@ class Finder {
 
   // Layers that never started a record.
   void ExplainTheRest() {
-    std::set<std::string> in_records;
-    for (int n : produced_) {
-      in_records.insert(node(n).name);
-    }
     absl::flat_hash_map<std::string, const Layer*> by_name;
     for (const Layer& layer : layers_.layers) {
       by_name[layer.config.name] = &layer;
     }
     for (const auto& [name, config] : enabled_) {
-      if (in_records.contains(name) || groups_.left_alone.contains(name)) {
+      if (in_records_.contains(name) || groups_.left_alone.contains(name)) {
         continue;
       }
       auto layer = by_name.find(name);
@@ -791,8 +809,10 @@ class Finder {
       } else if (!index_.contains(layer->second->node)) {
         reason = "its output is not used";
       } else {
-        reason = OperatorOf(index_.at(layer->second->node)).depthwise ? "its groups have one input channel each"
-                                                                      : "it is neither a Conv2d nor a Linear";
+        const Operator op = OperatorOf(index_.at(layer->second->node));
+        reason = !op.unusable.empty() ? op.unusable
+                 : op.depthwise       ? "its groups have one input channel each"
+                                      : "it is neither a Conv2d nor a Linear";
       }
     }
   }
@@ -809,7 +829,8 @@ class Finder {
   absl::flat_hash_map<ItemId, const Layer*> layer_of_;
   std::vector<Layout> layouts_;  // of each node's output 0
   std::vector<Record> records_;
-  std::set<int> produced_;
+  absl::flat_hash_set<std::string> in_records_;  // producers
+  absl::flat_hash_set<std::string> told_;        // deviations
   PruneGroups groups_;
 };
 

@@ -14,7 +14,7 @@ namespace modelpress::engine {
 namespace {
 
 // A constant that tells axes, pads or a shape has no more.
-constexpr uint64_t kSmall = 64;
+constexpr int64_t kSmall = 64;
 
 // Pass 6. QuantIdentity is a mark (docs/spec/qat.md section 17.1), the rest is the reference's list.
 constexpr absl::string_view kPassThrough[] = {"MaxPool",      "AveragePool", "GlobalAveragePool",
@@ -33,8 +33,14 @@ std::optional<Tensor> SmallConstant(const Graph& graph, Value value) {
   if (!operand.has_value() || operand->transpose >= 0) {
     return std::nullopt;
   }
-  Tensor tensor = TensorOf(graph.item(operand->holder));
-  return tensor.ElementCount() <= kSmall ? std::optional(std::move(tensor)) : std::nullopt;
+  int64_t elements = 1;
+  for (int64_t dim : DimsOf(graph.item(operand->holder))) {
+    elements *= dim >= 0 && dim <= kSmall ? dim : kSmall + 1;
+    if (elements > kSmall) {
+      return std::nullopt;
+    }
+  }
+  return TensorOf(graph.item(operand->holder));
 }
 
 std::string TypeOf(const Item& item) {
@@ -166,7 +172,7 @@ class Simplifier {
     std::vector<std::pair<int, int>> pairs;
     for (int n = 0; n < static_cast<int>(simple_.nodes.size()); ++n) {
       const PruneNode& pool = simple_.nodes[n];
-      const int flatten = pool.op_type == "GlobalAveragePool" ? OnlyReader(readers, pool) : -1;
+      const int flatten = pool.op_type == "GlobalAveragePool" && !pool.inputs.empty() ? OnlyReader(readers, pool) : -1;
       if (flatten < 0) {
         continue;
       }
@@ -274,17 +280,19 @@ class Simplifier {
   template <typename Which>
   void SkipNodes(Which which) {
     absl::flat_hash_map<ItemId, Value> instead;
-    for (const PruneNode& node : simple_.nodes) {
-      const int input = which(node);
-      if (input >= 0 && input < static_cast<int>(node.inputs.size())) {
-        instead[node.item] = node.inputs[input];
-      }
-    }
     auto redirect = [&instead](Value& value) {
-      for (auto it = instead.find(value.item); it != instead.end() && value.output == 0; it = instead.find(value.item)) {
+      if (auto it = instead.find(value.item); it != instead.end() && value.output == 0) {
         value = it->second;
       }
     };
+    for (const PruneNode& node : simple_.nodes) {
+      const int input = which(node);
+      if (input >= 0 && input < static_cast<int>(node.inputs.size())) {
+        Value source = node.inputs[input];
+        redirect(source);  // what stands before is redirected already
+        instead[node.item] = source;
+      }
+    }
     for (PruneNode& node : simple_.nodes) {
       std::for_each(node.inputs.begin(), node.inputs.end(), redirect);
     }

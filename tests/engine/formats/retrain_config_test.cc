@@ -335,6 +335,7 @@ TEST(ReadRetrainConfigTest, ErrorsSayWhere) {
       {Json(R"(,"fakequant_precision_mode":"X")"), "CONFIG_VALUE fakequant_precision_mode 1:28 "},
       {Json(""), "CONFIG_EMPTY retrain_enable 1:1 "},
       {Json(R"(,"fc":1)"), "CONFIG_VALUE fc 1:28 fc"},
+      {Json(R"(,"":5)"), "CONFIG_UNKNOWN_LAYER  1:28 "},
       {Json(R"(,"bn":{})"), "CONFIG_UNKNOWN_LAYER bn 1:28 bn"},
       {Json(R"(,"twice":{})"), "CONFIG_UNKNOWN_LAYER twice 1:28 twice"},
       {Json(R"(,"fc":{"retrain_enable":1})"), "CONFIG_TYPE retrain_enable 1:34 fc"},

@@ -227,6 +227,33 @@ TEST(PruneGroupsTest, AGlobalPoolAndFlattenLeadToALinear) {
   EXPECT_THAT(Groups(dropout).left_alone, testing::Contains(Pair("a", "its output reaches Flatten 'flat'")));
 }
 
+TEST(PruneGroupsTest, AGlobalPoolOfALinearTakesTheMeanOfItsChannels) {
+  Net net(11, {2, 8, 5, 3});
+  net.MatMul("a", "x", 3, 8).PoolAndFlatten("flat", "a").Gemm("f", "flat", 8, 4).Output("f");
+  EXPECT_THAT(Groups(net).left_alone, testing::Contains(Pair("a", "its output reaches D4toD2 'flat.pool.flat'")));
+}
+
+TEST(PruneGroupsTest, ABiasThatIsComputedMakesALayerABarrier) {
+  Net net(11, {2, 3});
+  net.Gemm("a", "x", 3, 8).Gemm("b", "x", 3, 8).Weight("w", {8, 8}).Op("Gemm", "c", {"a", "w", "b"});
+  net.Gemm("d", "c", 8, 4).Output("d");
+  EXPECT_THAT(Lines(net), IsEmpty());
+  for (const char* name : {"a", "b"}) {
+    EXPECT_THAT(Groups(net).left_alone.at(name), HasSubstr("its output reaches Gemm 'c'"));
+  }
+}
+
+TEST(PruneGroupsTest, GroupsThatFitNoWeightMakeALayerABarrier) {
+  for (int64_t group : {-1, 0, 3}) {
+    Net net;
+    net.Conv("a", "x", 3, 8).Weight("b.weight", {8, 4, 1, 1});
+    AddInt(net.Op("Conv", "b", {"a", "b.weight"}), "group", group);
+    net.Output("b");
+    EXPECT_THAT(Lines(net), IsEmpty()) << group;
+    EXPECT_THAT(Groups(net).left_alone.at("a"), HasSubstr("its groups do not fit its weight")) << group;
+  }
+}
+
 TEST(PruneGroupsTest, AnAddMakesRecordsOne) {
   Net net;
   net.Conv("a", "x", 3, 8).Conv("b", "x", 3, 8).BatchNorm("n", "b", 8).Op("Add", "add", {"n", "a"});
@@ -635,6 +662,11 @@ TEST(PruneExtendedTest, AConcatTakesAnyTensorOfKnownWidth) {
   Net net;
   net.Conv("a", "x", 3, 8).Concat("cat", {"x", "a"}, -3).Conv("b", "cat", 11, 4).Output("b");
   EXPECT_THAT(Extended(net), ElementsAre("a 0:8 -> cat 3:11, b 3:11"));
+
+  Net vectors(11, {2, 3});
+  vectors.Gemm("a", "x", 3, 8).Gemm("b", "x", 3, 4).Concat("cat", {"a", "b"}).Gemm("c", "cat", 12, 4).Output("c");
+  EXPECT_THAT(Lines(vectors), IsEmpty());
+  EXPECT_THAT(Extended(vectors), ElementsAre("a 0:8 -> cat 0:8, c 0:8", "b 0:4 -> cat 8:12, c 8:12"));
 
   Net linear(11, {2, 5, 3});
   linear.MatMul("a", "x", 3, 8).MatMul("b", "x", 3, 4).Concat("cat", {"a", "b"}, 2).MatMul("c", "cat", 12, 4).Output("c");
