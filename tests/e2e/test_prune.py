@@ -134,6 +134,17 @@ def test_search_with_an_override_file_through_the_cli(server: ServerProcess, tmp
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "found.cfg").read_bytes() == (golden / "output.cfg").read_bytes()
 
+    # In a workspace the path in the configuration means nothing.
+    with modelpress.Client(server.target) as client:
+        workspace = client.create_workspace().name
+        for file in (golden / "model.onnx", golden / "amc.cfg", tmp_path / "s.safetensors"):
+            client.upload_file(workspace, f"in/{file.name}", file)
+        search = client.auto_channel_prune_search(
+            workspace, "in/model.onnx", "in/amc.cfg", "in/s.safetensors", "found.cfg"
+        )
+        with pytest.raises(modelpress.NotFound, match=r"names 'override\.cfg' as override_prune_cfg"):
+            search.result()
+
 
 @pytest.mark.parametrize("form", ["pth", "safetensors"])
 def test_a_checkpoint_is_restored_through_python(server: ServerProcess, tmp_path: Path, form: str) -> None:
