@@ -329,7 +329,7 @@ class CompModuleRNN(nn.Module):
         self.input_quantizer = ActivationQuantizer("acts_", layer.act, layer.act.fixed_min, batch_num)
         self.hidden_quantizer = ActivationQuantizer("acts_h_", layer.act, layer.act.h_fixed_min, batch_num)
         self.input_quantizer.register_parameters(self, *_initial_clip_range(layer.act, 1.0, -1.0))
-        self.hidden_quantizer.register_parameters(self, 1.0, -1.0)  # which no hidden state exceeds
+        self.hidden_quantizer.register_parameters(self, 1.0, -1.0)  # where hidden states stay
         _register_scales(self, "", layer.num_scales, self._weight_quantizer)
         _register_scales(self, "rec_", layer.num_scales, self._weight_quantizer)
         self.register_buffer("cur_batch", torch.zeros(()))

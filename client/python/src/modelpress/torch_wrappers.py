@@ -22,9 +22,9 @@ _ONNX_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
 class Recorder(nn.Module):
     """Number of quantized layers, which the reference has in its checkpoints, and the model's record file."""
 
-    def __init__(self, record: RecordFile, layers: int) -> None:
+    def __init__(self, record: RecordFile, layers: int, device: torch.device | None) -> None:
         super().__init__()
-        self.register_buffer("quant_layer_num", torch.tensor(float(layers)))
+        self.register_buffer("quant_layer_num", torch.tensor(float(layers), device=device))
         self.record = record
 
 
@@ -187,7 +187,8 @@ def wrap(
     if is_wrapped(model):
         raise RuntimeError("the model is wrapped already")
     quantized = [layer.module for layer in plan.layers if layer.HasField("act")]
-    recorder = Recorder(record, len(quantized))
+    device = next((parameter.device for parameter in model.parameters()), None)
+    recorder = Recorder(record, len(quantized), device)
     compressed: dict[str, CompModule | CompModuleRNN] = {}
     wrappers: dict[str, nn.Module] = {}
     batch_norms: list[str] = []
@@ -290,9 +291,13 @@ def _num_scales(module: nn.Module, layer: rewrite_plan_pb2.WrappedLayer) -> int:
 
 def _batch_norm(model: nn.Module, layer: rewrite_plan_pb2.WrappedLayer) -> nn.Module:
     module = _module_at(model, layer.bn)
-    tensors = [getattr(module, name, None) for name in ("weight", "running_mean", "running_var")]
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise RuntimeError(f"{layer.bn}, behind layer {layer.module}, is no batch norm with weights and statistics")
+    channels = len(_module_at(model, layer.module).weight)
+    for name in ("weight", "running_mean", "running_var"):
+        if getattr(getattr(module, name, None), "shape", None) != (channels,):
+            raise RuntimeError(
+                f"{layer.bn}, behind layer {layer.module}, is no batch norm of {channels} channels with weights and "
+                "statistics"
+            )
     return module
 
 
