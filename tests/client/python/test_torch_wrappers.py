@@ -685,3 +685,31 @@ def test_scales_of_folded_weights() -> None:
         found = folded_scales(torch.from_numpy(v["wts_scales"]), norm)
         np.testing.assert_array_equal(found.detach().numpy(), v["scale_w"])
     assert recorded_scales(torch.tensor([-0.5, 0.0, 1e-8, 2.0])).tolist() == [0.5, 1, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["q01_share_bn", "q04_ulq_weights", "q16_lstm"])
+def test_several_forwards_before_a_backward(name: str, tmp_path: Path) -> None:
+    """Gradients add up as when each forward is followed by its backward."""
+    case = Case(name)
+    models = [case.wrapped(tmp_path / "record.txt", reference_defects=False) for _ in range(2)]
+    losses = [models[0](*case.inputs(f"x{index}")).square().mean() for index in range(2)]
+    for loss in losses:
+        loss.backward()
+    for index in range(2):
+        models[1](*case.inputs(f"x{index}")).square().mean().backward()
+    for (key, parameter), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None)
+        assert parameter.grad is None or torch.equal(parameter.grad, other.grad), key
+
+
+def test_inference_mode(tmp_path: Path) -> None:
+    """An evaluation in it leaves a model that trains on."""
+    case = Case("q11_residual_adam")
+    expected, _ = trained(case, tmp_path / "record.txt")
+    with torch.inference_mode():
+        expected.eval()(*case.inputs("eval"))
+    model, _ = trained(case, tmp_path / "record.txt")
+    evaluate(case, model)
+    for each in (model, expected):
+        case.step(each.train(), case.optimizer(each), 0)
+    assert_same_state(model, expected)

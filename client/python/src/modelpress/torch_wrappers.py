@@ -62,7 +62,7 @@ class _RetrainQuant(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def _register_or_record(self) -> None:
+    def _record_factors(self) -> None:
         """Ends a forward: an evaluation gives the layer's factors to the record file (docs/spec/qat.md section 9)."""
         record = self.record_module.record
         if self.training:
@@ -103,7 +103,7 @@ class RetrainQuant(_RetrainQuant):
         output = self.quant_module(*args, **kwargs)
         if self.bn_module is not None:
             output = self.bn_module(output)
-        self._register_or_record()
+        self._record_factors()
         return output
 
     def _fill(self, factors: record_pb2.SingleLayerRecord) -> None:
@@ -126,7 +126,7 @@ class RNNRetrainQuant(_RetrainQuant):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the float layer's."""
         output = self.quant_module(*args, **kwargs)
-        self._register_or_record()
+        self._record_factors()
         return output
 
     def _fill(self, factors: record_pb2.SingleLayerRecord) -> None:
