@@ -37,8 +37,8 @@ absl::Status CheckInferenceMode(const Graph& graph) {
   return absl::OkStatus();
 }
 
-// The graph with every batch norm behind a convolution folded, in the form that an export of the folded module has: new biases
-// stand behind their weights, and nothing is said of the tensors of marks that went with their batch norms.
+// The graph with every batch norm behind a convolution folded, in the form that an export of the folded module has: data stands in
+// raw_data, new biases behind their weights, and nothing is said of the tensors of marks that went with their batch norms.
 absl::StatusOr<Graph> FoldedGraph(NamedModel model, const ReferenceDefects& defects, std::vector<std::string>& warnings) {
   MP_RETURN_IF_ERROR(CheckInferenceMode(model.graph));
   std::set<std::string> skipped;
@@ -56,14 +56,19 @@ absl::StatusOr<Graph> FoldedGraph(NamedModel model, const ReferenceDefects& defe
   MP_ASSIGN_OR_RETURN(const FoldedBatchNorms folded, FoldBatchNorms(model.graph, skipped, NewBiasName::kByWeight));
   warnings.insert(warnings.end(), folded.warnings.begin(), folded.warnings.end());
 
-  std::map<std::string, std::string> bias_of_weight;
+  std::map<std::string, std::string> bias_of_weight;  // new ones
+  std::set<std::string> computed;
   std::set<std::string> gone;
   for (const FoldedBatchNorm& pair : folded.folded) {
     if (auto it = model.mark_tensors.find(pair.batch_norm); it != model.mark_tensors.end()) {
       gone.insert(it->second);
     }
-    if (const ItemId conv = model.graph.Find(pair.layer); !had_bias.contains(pair.layer)) {
-      bias_of_weight[model.graph.NameOf(model.graph.InputOf(conv, 1))] = model.graph.NameOf(model.graph.InputOf(conv, 2));
+    const ItemId conv = model.graph.Find(pair.layer);
+    const std::string weight = model.graph.NameOf(model.graph.InputOf(conv, 1));
+    const std::string bias = model.graph.NameOf(model.graph.InputOf(conv, 2));
+    computed.insert({weight, bias});
+    if (!had_bias.contains(pair.layer)) {
+      bias_of_weight[weight] = bias;
     }
   }
   MP_ASSIGN_OR_RETURN(Model exported, model.graph.ToModel());
@@ -71,6 +76,11 @@ absl::StatusOr<Graph> FoldedGraph(NamedModel model, const ReferenceDefects& defe
   value_info.erase(std::remove_if(value_info.begin(), value_info.end(),
                                   [&](const onnx::ValueInfoProto& value) { return gone.contains(value.name()); }),
                    value_info.end());
+  for (Tensor& tensor : exported.initializers) {
+    if (tensor.field == DataField::kFloat && computed.contains(tensor.name())) {
+      tensor.field = DataField::kRaw;
+    }
+  }
   for (const auto& [weight, bias] : bias_of_weight) {
     auto named = [&](const std::string& name) {
       return std::find_if(exported.initializers.begin(), exported.initializers.end(),

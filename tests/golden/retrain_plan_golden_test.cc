@@ -13,6 +13,7 @@
 #include "engine/retrain/plan_json.h"
 #include "google/protobuf/util/json_util.h"
 #include "google/protobuf/util/message_differencer.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "modelpress/v1/module_manifest.pb.h"
 #include "nlohmann/json.hpp"
@@ -177,7 +178,14 @@ class RetrainPlanGoldenTest : public testing::TestWithParam<std::string> {
 
 TEST_P(RetrainPlanGoldenTest, FromTheMarkedExportWithManifest) { ExpectGoldenPlan("create.onnx", true); }
 TEST_P(RetrainPlanGoldenTest, FromTheMarkedExportAlone) { ExpectGoldenPlan("create.onnx", false); }
-TEST_P(RetrainPlanGoldenTest, FromThePlainExportWithManifest) { ExpectGoldenPlan("model.onnx", true); }
+TEST_P(RetrainPlanGoldenTest, FromThePlainExportWithManifest) {
+  if (GetParam() == "q13_gru" || GetParam() == "q16_lstm") {  // exported without constant folding: operators compute the weights
+    const absl::Status status = Create("model.onnx", true, {}).status();
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr("its weight is not a constant of the model"));
+    return;
+  }
+  ExpectGoldenPlan("model.onnx", true);
+}
 TEST_P(RetrainPlanGoldenTest, WithReferenceDefects) { ExpectGoldenPlan("create.onnx", true, ReferenceDefects::All()); }
 
 TEST_P(RetrainPlanGoldenTest, TheRecordFileIsTheReferences) {
@@ -199,11 +207,12 @@ TEST_P(RetrainPlanGoldenTest, TheSameCallWritesTheSameBytes) {
 
 // What the reference exported again after it had pruned.
 TEST_P(RetrainPlanGoldenTest, ThePrunedModelHasTheReferencesShapes) {
-  if (!absl::StrContains(GetParam(), "filter")) {
-    GTEST_SKIP() << "no channels are cut";
-  }
   absl::StatusOr<RetrainModel> created = Create("create.onnx", true, {});
   ASSERT_TRUE(created.ok()) << created.status();
+  if (!absl::StrContains(GetParam(), "filter")) {  // no channels are cut
+    EXPECT_EQ(created->pruned_model.name, absl::StrContains(GetParam(), "_24_") ? "out/model_pruned_model.onnx" : "");
+    return;
+  }
   std::map<std::string, const onnx::TensorProto*> expected;
   const onnx::ModelProto reference = ParseModel(kGolden / GetParam() / "create_pruned.onnx");
   for (const onnx::TensorProto& tensor : reference.graph().initializer()) {
