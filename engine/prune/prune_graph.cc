@@ -272,7 +272,7 @@ class Simplifier {
     // From opset 13 on the axis may be any; torch's opset-11 form of another one than the last has Transposes around it.
     const Item& item = graph_.item(node.item);
     const int64_t axis = IntAttribute(item.node.proto, "axis", -1);
-    const std::vector<int64_t>* shape = shapes_.Find(graph_.NameOf(Value{node.item, 0}));
+    const std::vector<int64_t>* shape = FindShape(shapes_, graph_.NameOf(Value{node.item, 0}));
     return axis == -1 || (shape != nullptr && axis == static_cast<int64_t>(shape->size()) - 1);
   }
 
