@@ -432,7 +432,7 @@ class Finder {
       }
       return absl::OkStatus();
     }
-    if (enabled_.contains(node(n).name)) {
+    if (enabled_.contains(node(n).name) && !simple_.unused.contains(node(n).item)) {
       const int64_t prune_group = op.group == 1 ? 0 : op.group;
       records_.push_back({.producers = {{.node = n, .end = op.out_channels, .group = op.group, .prune_group = prune_group}}});
       Carry(n, {.segments = {{.record = static_cast<int>(records_.size()) - 1, .width = op.out_channels}}, .axis = op.axis});
@@ -803,7 +803,7 @@ class Finder {
         reason = "it is no layer of the model";
       } else if (!layer->second->why_not_at_all.empty()) {
         reason = layer->second->why_not_at_all;
-      } else if (!index_.contains(layer->second->node)) {
+      } else if (!index_.contains(layer->second->node) || simple_.unused.contains(layer->second->node)) {
         reason = "its output is not used";
       } else {
         const Operator op = OperatorOf(index_.at(layer->second->node));

@@ -30,6 +30,8 @@ struct PruneNode {
 struct PruneGraph {
   std::vector<PruneNode> nodes;  // in the graph's order; a kPoolFlatten right behind its producer
   std::vector<Value> outputs;    // of the graph
+  // Nodes whose results nothing reads. They are run all the same, so what they read must suit them.
+  absl::flat_hash_set<ItemId> unused;
 };
 
 // `linears`: MatMul nodes that are layers; the Add of a bias behind one is left out.
