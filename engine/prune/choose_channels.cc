@@ -48,12 +48,10 @@ struct Choice {
   size_t weights = 0;
 };
 
-// The indices of an entry, in its own coordinates. An entry that is a multiple as wide as the record holds that many positions
-// per channel: a Linear behind a Flatten, what follows a depthwise convolution with a multiplier.
+// The indices of an entry, in its own coordinates.
 std::vector<int64_t> IndicesFor(const PruneNode& entry, const std::vector<int64_t>& removed, int64_t channels) {
   const int64_t begin = FindRecordInt(entry, kPruneBeginAttribute).value_or(0);
-  const int64_t width = FindRecordInt(entry, kPruneEndAttribute).value_or(begin + channels) - begin;
-  const int64_t each = width % channels == 0 && width > channels ? width / channels : 1;
+  const int64_t each = PositionsPerChannel(entry, channels);
   std::vector<int64_t> indices;
   indices.reserve(removed.size() * each);
   for (const int64_t channel : removed) {

@@ -203,7 +203,7 @@ class Cutter {
   }
 
  private:
-  // ---- reading: everything is checked before anything is changed --------------------------------------------------------------
+  // ---- reading: everything is checked before anything is changed
 
   absl::Status ReadRecords(CutPolicy policy) {
     for (const ItemId id : graph_.Order()) {
@@ -309,15 +309,17 @@ class Cutter {
     return absl::OkStatus();
   }
 
-  // Channels of a record: those of its first producer.
+  // Channels of a record: those of its first producer. 0: it says nothing sensible.
   static int64_t WidthOf(const PruneRecord& record) {
-    return record.producer().empty() ? 0
-                                     : FindRecordInt(record.producer(0), kPruneEndAttribute).value_or(0) -
-                                           FindRecordInt(record.producer(0), kPruneBeginAttribute).value_or(0);
+    if (record.producer().empty()) {
+      return 0;
+    }
+    const int64_t begin = FindRecordInt(record.producer(0), kPruneBeginAttribute).value_or(0);
+    const int64_t end = FindRecordInt(record.producer(0), kPruneEndAttribute).value_or(0);
+    return begin < 0 || end < begin ? 0 : end - begin;
   }
 
   // ---- choosing
-  // -----------------------------------------------------------------------------------------------------------------
 
   // What the records in `taken` cut together.
   std::map<ItemId, Cut> Together(const std::vector<bool>& taken) const {
@@ -423,7 +425,6 @@ class Cutter {
   }
 
   // ---- acting
-  // -------------------------------------------------------------------------------------------------------------------
 
   absl::Status Apply(const ShapeModel& shapes) {
     const std::map<ItemId, Cut> cuts = Together(taken_);

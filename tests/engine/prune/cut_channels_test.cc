@@ -117,7 +117,6 @@ TEST(CutChannelsTest, RecordsWithoutIndicesAndMasksChangeNothing) {
 }
 
 TEST(CutChannelsTest, HostileRecords) {
-  PruneNode no_type = Entry("r", "Relu", 0, 6, {1});
   constexpr int64_t kFar = int64_t{1} << 40;
   const std::vector<std::tuple<PruneRecord, std::string, std::string>> cases = {
       {ChainRecord({6}), "a", "prune_index 6 is out of the range 0 to 5"},
@@ -212,6 +211,42 @@ TEST(CutChannelsTest, DepthwiseMultiplier) {
   const absl::Status half =
       Cut(graph, {MakeRecord({Entry("a", "Conv", 0, 4, {1})}, {Entry("d", "Conv", 0, 8, {2, 5})})}).status();
   EXPECT_THAT(std::string(half.message()), HasSubstr("of which all must go or none"));
+}
+
+// Weights of half precision stay so, and the bias of a MatMul is found in front of the product.
+TEST(CutChannelsTest, HalfPrecision) {
+  ModelBuilder builder;
+  builder.Input("x", {2, 3});
+  Weights(builder, "w", {3, 4});
+  Weights(builder, "a.bias", {4});
+  Weights(builder, "v", {4, 2});
+  builder.Node("MatMul", "a", {"x", "w"}, {"a.out"});
+  builder.Node("Add", "add", {"a.bias", "a.out"}, {"add.out"});
+  builder.Node("MatMul", "b", {"add.out", "v"}, {"y"});
+  builder.Output("y", {2, 2});
+  onnx::GraphProto& proto = *builder.proto().mutable_graph();
+  for (onnx::TensorProto& tensor : *proto.mutable_initializer()) {
+    for (const float value : tensor.float_data()) {
+      const auto half = static_cast<_Float16>(value);
+      tensor.mutable_raw_data()->append(reinterpret_cast<const char*>(&half), sizeof half);
+    }
+    tensor.clear_float_data();
+    tensor.set_data_type(onnx::TensorProto::FLOAT16);
+  }
+  for (onnx::ValueInfoProto* info : {proto.mutable_input(0), proto.mutable_output(0)}) {
+    info->mutable_type()->mutable_tensor_type()->set_elem_type(onnx::TensorProto::FLOAT16);
+  }
+  Graph graph = *Graph::Create(builder.Build(), {});
+  const absl::StatusOr<CutChannelsResult> result =
+      Cut(graph, {MakeRecord({Entry("a", "MatMul", 0, 4, {1, 3})}, {Entry("b", "Gemm", 0, 4, {1, 3})})});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(graph.item(graph.Find("w")).tensor.header.data_type(), onnx::TensorProto::FLOAT16);
+  EXPECT_EQ(ValuesOf(graph, "w"), (std::vector<float>{0, 2, 4, 6, 8, 10}));
+  EXPECT_EQ(ValuesOf(graph, "a.bias"), (std::vector<float>{0, 2}));
+  EXPECT_EQ(ValuesOf(graph, "v"), (std::vector<float>{0, 1, 4, 5}));
+  EXPECT_EQ(result->cuts[0].type(), "Linear");
+  EXPECT_EQ(result->cuts[0].attributes().at("out_features"), 2);
+  EXPECT_EQ(result->cuts[1].attributes().at("in_features"), 2);
 }
 
 // Sizes of a Reshape, shapes of outputs, and what the model says of tensors in between follow.
