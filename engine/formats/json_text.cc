@@ -211,6 +211,11 @@ absl::string_view NameOfKind(JsonValue::Kind kind) {
 
 absl::StatusOr<JsonValue> ParseJson(absl::string_view text, const std::string& file) {
   absl::ConsumePrefix(&text, "\xEF\xBB\xBF");  // the byte order mark that some editors write
+  // The parser takes a NUL for the end.
+  if (const size_t nul = text.find('\0'); nul != absl::string_view::npos) {
+    const TextPosition position = PositionAt(text, nul);
+    return MakeError(v1::CONFIG_SYNTAX, "not JSON: a NUL", {.file = file, .line = position.line, .column = position.column});
+  }
   TreeBuilder builder(text, file);
   if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder)) {
     return builder.status();

@@ -151,8 +151,7 @@ LayerRetrainConfig DefaultConfig(const RetrainCatalogLayer& layer) {
   return config;
 }
 
-// ---- writing
-// -------------------------------------------------------------------------------------------------------------------
+// ---- writing ----------------------------------------------------------------------------------------------------------------
 
 // A layer of the configuration, with what only its JSON tells.
 struct WrittenLayer {
@@ -233,8 +232,7 @@ void Finish(const RetrainCatalog& catalog, const std::vector<WrittenLayer>& laye
   }
 }
 
-// ---- from a .cfg (formats.md sections 6 to 8, qat.md section 4.2, prune.md section 2)
-// -------------------------------------------------------------------------------------------------------------------
+// ---- from a .cfg (formats.md sections 6 to 8, qat.md section 4.2, prune.md section 2) ---------------------------------------
 
 // What a message says about a layer: the outermost one for all of them, an override for one or for a type.
 struct Settings {
@@ -275,6 +273,15 @@ Settings SettingsOf(const Message& message, std::vector<TextStep> path) {
   return settings;
 }
 
+struct Override {
+  Settings settings;
+  std::string name;  // of a layer or a type
+  bool is_layer = false;
+
+  // For errors.
+  std::string layer() const { return is_layer ? name : ""; }
+};
+
 int BitsOf(AMCTPytorchProto::DataType type) {
   return type == AMCTPytorchProto::INT4 ? 4 : type == AMCTPytorchProto::INT16 ? 16 : 8;
 }
@@ -301,6 +308,11 @@ class DefinitionReader {
         config_.warnings.push_back(absl::StrCat("'", names->Get(i), "' is given twice in ", field));
       }
     }
+    for (const Override& item : overrides_) {
+      if (!item.settings.quantizes() && item.settings.prune == nullptr) {
+        config_.warnings.push_back(absl::StrCat("the override of '", item.name, "' sets nothing"));
+      }
+    }
     if (config_.quantizes) {
       MP_RETURN_IF_ERROR(Quantize());
     }
@@ -325,45 +337,26 @@ class DefinitionReader {
 
   // The parser lets required fields be absent.
   absl::Status CollectOverrides() {
-    auto collect = [this](const auto& item, const char* field, int i, const char* key, bool has_name, const std::string& name,
-                          std::map<std::string, Settings>& settings) {
-      const bool layer = key == absl::string_view("layer_name");
+    overrides_.reserve(cfg_.override_layer_configs_size() + cfg_.override_layer_types_size());
+    auto collect = [this](const auto& item, const char* field, int i, bool has_name, const std::string& name, bool is_layer) {
+      const char* key = is_layer ? "layer_name" : "layer_type";
       if (!has_name && !defects_.accepts_missing_required) {
         return Error(v1::CONFIG_VALUE, {{field, i}, {key}}, "", absl::StrCat(key, " is missing"));
       }
-      if (!settings.emplace(name, SettingsOf(item, {{field, i}})).second) {
-        return Error(v1::CONFIG_VALUE, {{field, i}, {key}}, layer ? name : "",
-                     absl::StrCat(layer ? "it" : absl::StrCat("type '", name, "'"), " is given twice in ", field));
+      const Override& added = overrides_.emplace_back(Override{SettingsOf(item, {{field, i}}), name, is_layer});
+      if (!(is_layer ? by_layer_ : by_type_).emplace(name, &added.settings).second) {
+        return Error(v1::CONFIG_VALUE, {{field, i}, {key}}, added.layer(),
+                     absl::StrCat(is_layer ? "it" : absl::StrCat("type '", name, "'"), " is given twice in ", field));
       }
       return absl::OkStatus();
     };
     for (int i = 0; i < cfg_.override_layer_configs_size(); ++i) {
       const auto& item = cfg_.override_layer_configs(i);
-      MP_RETURN_IF_ERROR(
-          collect(item, "override_layer_configs", i, "layer_name", item.has_layer_name(), item.layer_name(), by_layer_));
+      MP_RETURN_IF_ERROR(collect(item, "override_layer_configs", i, item.has_layer_name(), item.layer_name(), true));
     }
     for (int i = 0; i < cfg_.override_layer_types_size(); ++i) {
       const auto& item = cfg_.override_layer_types(i);
-      MP_RETURN_IF_ERROR(
-          collect(item, "override_layer_types", i, "layer_type", item.has_layer_type(), item.layer_type(), by_type_));
-    }
-    return absl::OkStatus();
-  }
-
-  // Calls `visit(settings, name, use of the name)` for every override, layers first. Stops at an error.
-  template <typename Visit>
-  absl::Status ForEachOverride(Visit visit) const {
-    for (const auto* overrides : {&by_layer_, &by_type_}) {
-      // In the order of the text.
-      std::vector<std::pair<int, const std::pair<const std::string, Settings>*>> in_order;
-      in_order.reserve(overrides->size());
-      for (const auto& item : *overrides) {
-        in_order.push_back({item.second.path[0].element, &item});
-      }
-      std::sort(in_order.begin(), in_order.end());
-      for (const auto& [i, item] : in_order) {
-        MP_RETURN_IF_ERROR(visit(item->second, item->first, overrides == &by_layer_));
-      }
+      MP_RETURN_IF_ERROR(collect(item, "override_layer_types", i, item.has_layer_type(), item.layer_type(), false));
     }
     return absl::OkStatus();
   }
@@ -371,20 +364,20 @@ class DefinitionReader {
   // Which abilities the configuration asks for, and that it has nothing to say about others.
   absl::Status DecideAbilities() {
     bool quantizes = all_.quantizes();
-    std::vector<TextStep> prune_path = all_.prune != nullptr ? all_.Inside({"prune_config"}) : std::vector<TextStep>();
-    MP_RETURN_IF_ERROR(ForEachOverride([&](const Settings& settings, const std::string&, bool is_layer) {
-      quantizes |= settings.quantizes();
-      const bool ignored = abilities_ == RetrainAbilities::kQuant && !is_layer && defects_.ignores_prune_type_override;
-      if (settings.prune != nullptr && prune_path.empty() && !ignored) {
-        prune_path = settings.Inside({"prune_config"});
-      }
-      return absl::OkStatus();
-    }));
-    const bool prunes = !prune_path.empty();
+    bool prunes = all_.prune != nullptr;
+    for (const Override& item : overrides_) {
+      quantizes |= item.settings.quantizes();
+      prunes |= item.settings.prune != nullptr;
+    }
     constexpr char kOnlyQuant[] = "this function does not prune; remove it, or use create_compressed_retrain_model";
     if (abilities_ == RetrainAbilities::kQuant) {
-      if (prunes) {
-        return Error(v1::CONFIG_VALUE, prune_path, "", kOnlyQuant);
+      if (all_.prune != nullptr) {
+        return Error(v1::CONFIG_VALUE, {{"prune_config"}}, "", kOnlyQuant);
+      }
+      for (const Override& item : overrides_) {
+        if (item.settings.prune != nullptr && (item.is_layer || !defects_.ignores_prune_type_override)) {
+          return Error(v1::CONFIG_VALUE, item.settings.Inside({"prune_config"}), item.layer(), kOnlyQuant);
+        }
       }
       config_.quantizes = true;
       return RefuseSkips("regular_prune_skip_layers", "regular_prune_skip_types", cfg_.regular_prune_skip_layers_size(),
@@ -479,19 +472,19 @@ class DefinitionReader {
         absl::StrCat("'", name, "' is no type that can be ", NameOf(use), "; those are ", absl::StrJoin(possible, ", ")));
   }
 
-  absl::Status CheckOverrideName(const Settings& settings, const std::string& name, bool is_layer, Use use) const {
-    return is_layer ? CheckLayer(settings.Inside({"layer_name"}), name, use)
-                    : CheckType(settings.Inside({"layer_type"}), name, use);
+  absl::Status CheckOverrideName(const Override& item, Use use) const {
+    return item.is_layer ? CheckLayer(item.settings.Inside({"layer_name"}), item.name, use)
+                         : CheckType(item.settings.Inside({"layer_type"}), item.name, use);
   }
 
   // The override that counts for the layer, or null.
   template <typename Counts>
   const Settings* OverrideOf(const RetrainCatalogLayer& layer, Counts counts) const {
-    if (auto it = by_layer_.find(layer.name); it != by_layer_.end() && counts(it->second)) {
-      return &it->second;
+    if (auto it = by_layer_.find(layer.name); it != by_layer_.end() && counts(*it->second)) {
+      return it->second;
     }
     auto it = by_type_.find(layer.type);
-    return it != by_type_.end() && counts(it->second) ? &it->second : nullptr;
+    return it != by_type_.end() && counts(*it->second) ? it->second : nullptr;
   }
 
   // The first of these fields that the configuration has: what leaves no layer.
@@ -513,15 +506,11 @@ class DefinitionReader {
     MP_RETURN_IF_ERROR(SkipLayers("quant_skip_layers", cfg_.quant_skip_layers(), Use::kQuant, names));
     MP_RETURN_IF_ERROR(SkipTypes("skip_layer_types", cfg_.skip_layer_types(), Use::kQuant, types));
     MP_RETURN_IF_ERROR(SkipTypes("quant_skip_types", cfg_.quant_skip_types(), Use::kQuant, types));
-    MP_RETURN_IF_ERROR(ForEachOverride([&](const Settings& settings, const std::string& name, bool is_layer) {
-      if (settings.quantizes()) {
-        return CheckOverrideName(settings, name, is_layer, Use::kQuant);
+    for (const Override& item : overrides_) {
+      if (item.settings.quantizes()) {
+        MP_RETURN_IF_ERROR(CheckOverrideName(item, Use::kQuant));
       }
-      if (settings.prune == nullptr) {
-        config_.warnings.push_back(absl::StrCat("the override of '", name, "' sets nothing"));
-      }
-      return absl::OkStatus();
-    }));
+    }
     MP_ASSIGN_OR_RETURN(const std::vector<const RetrainCatalogLayer*> layers, LayersFor(catalog_, Use::kQuant));
     // Functions that may do without quantization quantize the rest only if asked to.
     const bool all = abilities_ == RetrainAbilities::kQuant || all_.quantizes();
@@ -640,16 +629,12 @@ class DefinitionReader {
                    "prune_config has no strategy; add a filter_pruner or an n_out_of_m_pruner");
     }
     MP_RETURN_IF_ERROR(CheckAlgorithm(all_, ""));
-    MP_RETURN_IF_ERROR(ForEachOverride([&](const Settings& settings, const std::string& name, bool is_layer) {
-      if (settings.strategy() != Use::kNone) {
-        MP_RETURN_IF_ERROR(CheckAlgorithm(settings, is_layer ? name : ""));
-        return CheckOverrideName(settings, name, is_layer, settings.strategy());
+    for (const Override& item : overrides_) {
+      if (item.settings.strategy() != Use::kNone) {
+        MP_RETURN_IF_ERROR(CheckAlgorithm(item.settings, item.layer()));
+        MP_RETURN_IF_ERROR(CheckOverrideName(item, item.settings.strategy()));
       }
-      if (!settings.quantizes() && !config_.quantizes) {
-        config_.warnings.push_back(absl::StrCat("the override of '", name, "' sets nothing"));
-      }
-      return absl::OkStatus();
-    }));
+    }
     const Use strategy = all_.strategy();
     std::set<std::string> names;
     std::set<std::string> types;
@@ -735,16 +720,16 @@ class DefinitionReader {
   const RetrainAbilities abilities_;
   const ReferenceDefects& defects_;
   const Settings all_ = SettingsOf(cfg_, {});
-  std::map<std::string, Settings> by_layer_;
-  std::map<std::string, Settings> by_type_;
+  std::vector<Override> overrides_;  // of layers, then of types, as in the text
+  std::map<std::string, const Settings*> by_layer_;
+  std::map<std::string, const Settings*> by_type_;
   std::vector<WrittenLayer> layers_;
   RetrainConfig config_;
   std::map<std::string, std::vector<std::string>> lowered_;  // what was changed -> layers
   std::set<std::string> deviations_;
 };
 
-// ---- reading the JSON (formats.md section 7.2)
-// -------------------------------------------------------------------------------------
+// ---- reading the JSON (formats.md section 7.2) ------------------------------------------------------------------------------
 
 class RetrainJsonReader : private ConfigJsonReader {
  public:
@@ -762,11 +747,12 @@ class RetrainJsonReader : private ConfigJsonReader {
     std::vector<WrittenLayer> layers;
     std::set<std::string> listed;
     for (const auto& [key, value] : root.members) {
-      layer_ = IsGlobalKey(key) ? "" : key;
-      if (layer_.empty()) {
+      if (IsGlobalKey(key)) {
+        layer_.clear();
         MP_RETURN_IF_ERROR(ReadGlobal(key, value));
         continue;
       }
+      layer_ = key;
       const RetrainCatalogLayer* layer = FindLayer(catalog_, key);
       if (layer == nullptr || !layer->why_not_quant.empty()) {
         return Error(v1::CONFIG_UNKNOWN_LAYER, key, value,
@@ -831,6 +817,11 @@ class RetrainJsonReader : private ConfigJsonReader {
     }
     if (value.Find(kEnableKey) == nullptr) {
       config_.warnings.push_back(absl::StrCat("layer '", layer.name, "' has no retrain_enable and is not quantized"));
+    }
+    if (current_.quantizes && current_.weight.bits == 4 && !SupportsInt4(layer.groups, layer.packed_sizes)) {
+      config_.warnings.push_back(
+          absl::StrCat("layer '", layer.name,
+                       "' cannot be saved: INT4 weights need one group and an even number of input channels; use INT8"));
     }
     std::optional<Problem> problem = CheckPair(current_);
     if (!problem.has_value()) {

@@ -127,7 +127,8 @@ class RetrainRun {
                           FindPruneGroups(model_->graph, model_->layers, filters_, call_.prune_options, context_.defects));
       AddDeviations(groups_.deviations);
       records_ = groups_.records;
-      MP_RETURN_IF_ERROR(ChooseChannels(model_->graph, filters_, call_.prune_options, context_.threads, records_));
+      MP_RETURN_IF_ERROR(ChooseChannels(model_->graph, filters_, call_.prune_options, context_.defects, context_.threads,
+                                        records_));
     }
     absl::StatusOr<CutChannelsResult> cut =
         CutChannels(model_->graph, records_, model_->layers, restores_ ? CutPolicy::kRequireAll : CutPolicy::kDropUnfitting);

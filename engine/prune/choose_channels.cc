@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -37,6 +39,8 @@ absl::StatusOr<RankedWeight> WeightOf(const Graph& graph, const PruneNode& produ
 // What is to be done with a record.
 struct Choice {
   PruneRecord* record = nullptr;
+  double ratio = 1;
+  bool ascend = false;
   int64_t channels = 0;
   int64_t cut = 0;
   int64_t group = 1;
@@ -44,12 +48,10 @@ struct Choice {
   size_t weights = 0;
 };
 
-// The indices of an entry, in its own coordinates. An entry that is a multiple as wide as the record holds that many positions
-// per channel: a Linear behind a Flatten, what follows a depthwise convolution with a multiplier.
+// The indices of an entry, in its own coordinates.
 std::vector<int64_t> IndicesFor(const PruneNode& entry, const std::vector<int64_t>& removed, int64_t channels) {
   const int64_t begin = FindRecordInt(entry, kPruneBeginAttribute).value_or(0);
-  const int64_t width = FindRecordInt(entry, kPruneEndAttribute).value_or(begin + channels) - begin;
-  const int64_t each = width % channels == 0 && width > channels ? width / channels : 1;
+  const int64_t each = PositionsPerChannel(entry, channels);
   std::vector<int64_t> indices;
   indices.reserve(removed.size() * each);
   for (const int64_t channel : removed) {
@@ -58,6 +60,49 @@ std::vector<int64_t> IndicesFor(const PruneNode& entry, const std::vector<int64_
     }
   }
   return indices;
+}
+
+// True if each of `groups` equal blocks of the channels loses as many of them.
+bool IsEven(const std::vector<int64_t>& removed, int64_t channels, int64_t groups) {
+  if (groups < 1 || channels % groups != 0) {
+    return false;
+  }
+  std::vector<int64_t> lost(groups);
+  for (const int64_t channel : removed) {
+    ++lost[channel / (channels / groups)];
+  }
+  return std::all_of(lost.begin(), lost.end(), [&lost](int64_t count) { return count == lost[0]; });
+}
+
+// The channels to remove, with regard to the groups of every layer of the record. Sets its prune_group if it has to be another.
+std::vector<int64_t> Choose(const Choice& choice, const std::vector<float>& scores, const ReferenceDefects& defects) {
+  std::vector<int64_t> removed = LeastChannels(scores, choice.cut, choice.group);
+  if (defects.merges_groups_by_maximum) {
+    return removed;
+  }
+  bool even = true;
+  int64_t group = choice.group;
+  for (auto* entries : {choice.record->mutable_producer(), choice.record->mutable_consumer()}) {
+    for (const PruneNode& entry : *entries) {
+      const int64_t own = FindRecordInt(entry, kGroupAttribute).value_or(1);
+      if (own < 1 || own > choice.channels || group > choice.channels) {
+        return {};
+      }
+      even = even && IsEven(removed, choice.channels, own);
+      group = std::lcm(group, own);
+    }
+  }
+  if (even) {
+    return removed;
+  }
+  if (choice.channels % group != 0) {
+    return {};
+  }
+  for (PruneNode& producer : *choice.record->mutable_producer()) {
+    SetRecordInt(producer, kPruneGroupAttribute, group);
+  }
+  const int64_t cut = choice.channels - ChannelsToKeep(choice.channels, choice.ratio, choice.ascend, group);
+  return cut > 0 ? LeastChannels(scores, cut, group) : std::vector<int64_t>();
 }
 
 }  // namespace
@@ -75,15 +120,14 @@ int64_t ChannelsToKeep(int64_t channels, double ratio, bool ascend_optimized, in
 }
 
 absl::Status ChooseChannels(const Graph& graph, const std::map<std::string, FilterPruneConfig>& enabled,
-                            const ChannelPruneOptions& options, int threads, std::vector<PruneRecord>& records) {
+                            const ChannelPruneOptions& options, const ReferenceDefects& defects, int threads,
+                            std::vector<PruneRecord>& records) {
   std::vector<Choice> choices;
   std::vector<RankedWeight> weights;
   for (PruneRecord& record : records) {
     if (record.producer().empty()) {
       continue;
     }
-    double ratio = 1;
-    bool ascend = false;
     Choice choice = {.record = &record};
     choice.group = FindRecordInt(record.producer(0), kPruneGroupAttribute).value_or(1);
     std::vector<RankedWeight> own;
@@ -92,13 +136,13 @@ absl::Status ChooseChannels(const Graph& graph, const std::map<std::string, Filt
       if (config == enabled.end()) {
         return MakeError(v1::PRUNE_FAILED, "the configuration has no prune_ratio for it", {.layer = producer.name()});
       }
-      ratio = std::min(ratio, config->second.ratio);
-      ascend = ascend || config->second.ascend_optimized;
+      choice.ratio = std::min(choice.ratio, config->second.ratio);
+      choice.ascend = choice.ascend || config->second.ascend_optimized;
       MP_ASSIGN_OR_RETURN(RankedWeight weight, WeightOf(graph, producer));
       own.push_back(std::move(weight));
     }
     for (const RankedWeight& weight : own) {
-      if (choice.group < 1 || weight.channels < choice.group || (!ascend && weight.channels % choice.group != 0)) {
+      if (choice.group < 1 || weight.channels < choice.group || (!choice.ascend && weight.channels % choice.group != 0)) {
         return MakeError(v1::PRUNE_FAILED,
                          absl::StrCat("its ", weight.channels, " channels cannot be pruned in ", choice.group,
                                       " equal groups, as the grouped convolutions that they go to need; list it in "
@@ -107,7 +151,7 @@ absl::Status ChooseChannels(const Graph& graph, const std::map<std::string, Filt
       }
     }
     choice.channels = own[0].channels;
-    choice.cut = choice.channels - ChannelsToKeep(choice.channels, ratio, ascend, choice.group);
+    choice.cut = choice.channels - ChannelsToKeep(choice.channels, choice.ratio, choice.ascend, choice.group);
     if (choice.cut <= 0) {
       continue;
     }
@@ -127,7 +171,10 @@ absl::Status ChooseChannels(const Graph& graph, const std::map<std::string, Filt
     for (size_t w = choice.first_weight + 1; w < choice.first_weight + choice.weights; ++w) {
       std::transform(total.begin(), total.end(), scores[w].begin(), total.begin(), std::plus<>());
     }
-    const std::vector<int64_t> removed = LeastChannels(total, choice.cut, choice.group);
+    const std::vector<int64_t> removed = Choose(choice, total, defects);
+    if (removed.empty()) {
+      continue;
+    }
     for (auto* entries : {choice.record->mutable_producer(), choice.record->mutable_consumer()}) {
       for (PruneNode& entry : *entries) {
         AddRecordInts(entry, kPruneIndexAttribute, IndicesFor(entry, removed, choice.channels));

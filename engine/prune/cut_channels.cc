@@ -77,6 +77,7 @@ struct Cut {
 // One record's cuts.
 struct RecordCut {
   std::vector<std::pair<ItemId, Cut>> cuts;
+  std::string problem;  // an entry's channels are none of its node
 };
 
 int64_t Remaining(int64_t length, const Indices& removed) { return length - static_cast<int64_t>(removed.size()); }
@@ -167,6 +168,10 @@ absl::StatusOr<Target> DescribeTarget(const Graph& graph, ItemId id) {
 // Both are what a Linear exports as, depending on its input.
 bool IsLinear(absl::string_view op_type) { return op_type == "Gemm" || op_type == "MatMul"; }
 
+bool LosesChannels(absl::string_view op_type) {
+  return IsLinear(op_type) || op_type == "Conv" || op_type == "ConvTranspose" || op_type == "BatchNormalization";
+}
+
 // "f1, f2".
 std::string Names(const PruneRecord& record) {
   return absl::StrJoin(record.producer(), ", ", [](std::string* out, const PruneNode& node) { out->append(node.name()); });
@@ -178,7 +183,7 @@ class Cutter {
       : graph_(graph), records_(records), layers_(layers) {}
 
   absl::StatusOr<CutChannelsResult> Run(CutPolicy policy) {
-    MP_RETURN_IF_ERROR(ReadRecords());
+    MP_RETURN_IF_ERROR(ReadRecords(policy));
     MP_ASSIGN_OR_RETURN(const ShapeModel shapes, ShapeModel::Create(graph_));
     taken_.assign(cuts_.size(), true);
     if (policy == CutPolicy::kDropUnfitting) {
@@ -198,9 +203,9 @@ class Cutter {
   }
 
  private:
-  // ---- reading: everything is checked before anything is changed --------------------------------------------------------------
+  // ---- reading: everything is checked before anything is changed
 
-  absl::Status ReadRecords() {
+  absl::Status ReadRecords(CutPolicy policy) {
     for (const ItemId id : graph_.Order()) {
       const Item& item = graph_.item(id);
       if (item.is_node()) {
@@ -210,17 +215,24 @@ class Cutter {
     }
     cuts_.resize(records_.size());
     for (size_t i = 0; i < records_.size(); ++i) {
-      for (const PruneNode& entry : records_[i].producer()) {
-        MP_RETURN_IF_ERROR(ReadEntry(records_[i], entry, /*producer=*/true, cuts_[i]));
-      }
-      for (const PruneNode& entry : records_[i].consumer()) {
-        MP_RETURN_IF_ERROR(ReadEntry(records_[i], entry, /*producer=*/false, cuts_[i]));
+      for (const bool producer : {true, false}) {
+        for (const PruneNode& entry : producer ? records_[i].producer() : records_[i].consumer()) {
+          MP_ASSIGN_OR_RETURN(const Target* target, FindTarget(entry, producer));
+          const absl::Status status = ReadIndices(records_[i], entry, *target, producer, cuts_[i]);
+          if (!status.ok() && policy == CutPolicy::kRequireAll) {
+            return status;
+          }
+          if (!status.ok()) {
+            cuts_[i].problem = std::string(status.message());
+          }
+        }
       }
     }
     return absl::OkStatus();
   }
 
-  absl::StatusOr<const Target*> FindTarget(const PruneNode& entry) {
+  // The node of an entry, which is of the kind that the record says.
+  absl::StatusOr<const Target*> FindTarget(const PruneNode& entry, bool producer) {
     const auto found = by_name_.find(entry.name());
     if (found == by_name_.end()) {
       return BadRecord(entry.name(), "the model has no such node; the record was made from another model");
@@ -230,26 +242,29 @@ class Cutter {
       MP_ASSIGN_OR_RETURN(Target target, DescribeTarget(graph_, found->second));
       it = targets_.emplace(found->second, std::move(target)).first;
     }
-    return &it->second;
-  }
-
-  absl::Status ReadEntry(const PruneRecord& record, const PruneNode& entry, bool producer, RecordCut& cut) {
-    MP_ASSIGN_OR_RETURN(const Target* target, FindTarget(entry));
-    const std::string& op_type = graph_.item(target->id).node.proto.op_type();
+    const Target& target = it->second;
+    const std::string& op_type = graph_.item(target.id).node.proto.op_type();
     const AMCTProto::AttrProto* type = FindRecordAttribute(entry, kPruneTypeAttribute);
-    if (type != nullptr && type->s() != op_type && !(IsLinear(type->s()) && IsLinear(op_type))) {
+    if (type != nullptr && type->s() != op_type && !(IsLinear(type->s()) && IsLinear(op_type)) &&
+        (target.kind != Kind::kNone || LosesChannels(type->s()))) {
       return BadRecord(entry.name(), absl::StrCat("the record says the node is a ", type->s(), ", it is a ", op_type));
     }
-    if (producer && target->kind != Kind::kLayer) {
-      return BadRecord(entry.name(), target->kind == Kind::kDepthwise
+    if (producer && target.kind != Kind::kLayer) {
+      return BadRecord(entry.name(), target.kind == Kind::kDepthwise
                                          ? "a depthwise convolution keeps its input's channels and cannot be a producer"
                                          : absl::StrCat("a ", op_type, " cannot be a producer"));
     }
+    return &target;
+  }
+
+  // Adds what the entry cuts from its node to `cut`.
+  static absl::Status ReadIndices(const PruneRecord& record, const PruneNode& entry, const Target& target, bool producer,
+                                  RecordCut& cut) {
     const AMCTProto::AttrProto* indices = FindRecordAttribute(entry, kPruneIndexAttribute);
-    if (indices == nullptr || indices->ints().empty() || target->kind == Kind::kNone) {
+    if (indices == nullptr || indices->ints().empty() || target.kind == Kind::kNone) {
       return absl::OkStatus();
     }
-    const int64_t length = target->Length(producer);
+    const int64_t length = target.Length(producer);
     const int64_t begin = FindRecordInt(entry, kPruneBeginAttribute).value_or(0);
     const int64_t end = FindRecordInt(entry, kPruneEndAttribute).value_or(length);
     if (begin < 0 || end < begin || end > length) {
@@ -271,10 +286,10 @@ class Cutter {
                                                   " is out of the range ", begin, " to ", end - 1));
     }
     Cut of_entry;
-    if (target->kind == Kind::kDepthwise) {
+    if (target.kind == Kind::kDepthwise) {
       // Indices are output channels. The reference writes those of the input, one for several output channels (P-4), and takes
       // as many groups; entries as wide as their output take a group for `multiplier` of them.
-      const int64_t multiplier = end - begin == WidthOf(record) ? 1 : target->multiplier();
+      const int64_t multiplier = end - begin == WidthOf(record) ? 1 : target.multiplier();
       of_entry.groups = static_cast<int64_t>(removed.size()) / multiplier;
       for (const int64_t index : removed) {
         if (multiplier > 1 && !(removed.contains(index / multiplier * multiplier) &&
@@ -290,19 +305,21 @@ class Cutter {
     } else {
       of_entry.inputs = std::move(removed);
     }
-    cut.cuts.emplace_back(target->id, std::move(of_entry));
+    cut.cuts.emplace_back(target.id, std::move(of_entry));
     return absl::OkStatus();
   }
 
-  // Channels of a record: those of its first producer.
+  // Channels of a record: those of its first producer. 0: it says nothing sensible.
   static int64_t WidthOf(const PruneRecord& record) {
-    return record.producer().empty() ? 0
-                                     : FindRecordInt(record.producer(0), kPruneEndAttribute).value_or(0) -
-                                           FindRecordInt(record.producer(0), kPruneBeginAttribute).value_or(0);
+    if (record.producer().empty()) {
+      return 0;
+    }
+    const int64_t begin = FindRecordInt(record.producer(0), kPruneBeginAttribute).value_or(0);
+    const int64_t end = FindRecordInt(record.producer(0), kPruneEndAttribute).value_or(0);
+    return begin < 0 || end < begin ? 0 : end - begin;
   }
 
   // ---- choosing
-  // -----------------------------------------------------------------------------------------------------------------
 
   // What the records in `taken` cut together.
   std::map<ItemId, Cut> Together(const std::vector<bool>& taken) const {
@@ -376,6 +393,11 @@ class Cutter {
 
   // Why the records in `taken` cannot be applied together; empty: they can.
   std::string Problem(const ShapeModel& shapes, const std::vector<bool>& taken) const {
+    for (size_t i = 0; i < cuts_.size(); ++i) {
+      if (taken[i] && !cuts_[i].problem.empty()) {
+        return cuts_[i].problem;
+      }
+    }
     ShapeChanges changes;
     if (std::string problem = Describe(Together(taken), changes); !problem.empty()) {
       return problem;
@@ -403,7 +425,6 @@ class Cutter {
   }
 
   // ---- acting
-  // -------------------------------------------------------------------------------------------------------------------
 
   absl::Status Apply(const ShapeModel& shapes) {
     const std::map<ItemId, Cut> cuts = Together(taken_);

@@ -7,6 +7,7 @@
 #include "engine/prune/groups.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <set>
 #include <utility>
@@ -16,8 +17,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "engine/base/status.h"
+#include "engine/prune/layer_weight.h"
 #include "engine/prune/prune_graph.h"
-#include "engine/prune/tensor_shapes.h"
+#include "engine/prune/record_attributes.h"
+#include "engine/prune/shapes.h"
 #include "engine/quantize/op_rules.h"
 #include "google/protobuf/util/message_differencer.h"
 
@@ -64,7 +67,7 @@ struct Member {
 struct Record {
   std::vector<Member> producers;
   std::vector<Member> consumers;
-  std::vector<int> carriers;  // nodes with a segment of it
+  std::vector<int> carriers;  // nodes with a segment of it; a node may be listed more than once
   bool flattened = false;     // some path of it goes through a kPoolFlatten
   bool gone = false;          // deleted, or merged into another
 
@@ -80,7 +83,6 @@ struct Operator {
   int64_t group = 1;  // group attribute, 1 where every group has one channel
   bool depthwise = false;
   bool can_be_active = false;  // its channels could be pruned, by its kind
-  bool convolution = false;    // Conv or ConvTranspose
 };
 
 bool IsWeighted(absl::string_view op_type) {
@@ -115,7 +117,8 @@ class Finder {
       : graph_(graph), layers_(layers), enabled_(enabled), extended_(options.extended), defects_(defects) {}
 
   absl::StatusOr<PruneGroups> Find() {
-    shapes_ = TensorShapes::Infer(graph_);
+    MP_ASSIGN_OR_RETURN(const ShapeModel shapes, ShapeModel::Create(graph_));
+    shapes_ = shapes.original().shapes;
     absl::flat_hash_set<ItemId> linears;
     for (const Layer& layer : layers_.layers) {
       if (layer.node >= 0) {
@@ -149,49 +152,54 @@ class Finder {
 
   std::string Described(int n) const { return absl::StrCat(node(n).op_type, " '", node(n).name, "'"); }
 
-  std::vector<int64_t> ConstantDims(ItemId item, int input) const {
-    const std::optional<ConstantOperand> operand = FindConstantOperand(graph_, graph_.InputOf(item, input));
-    return operand.has_value() ? DimsOf(graph_, *operand) : std::vector<int64_t>();
+  // Null: not known.
+  const std::vector<int64_t>* ShapeOf(Value value) const {
+    return value.is_none() ? nullptr : FindShape(shapes_, graph_.NameOf(value));
   }
 
   Operator OperatorOf(int n) const {
     Operator op;
     const ItemId item = node(n).item;
     const std::string& type = node(n).op_type;
-    const std::vector<int64_t> dims = ConstantDims(item, 1);
-    if (type == "BatchNormalization") {
-      if (dims.size() == 1) {
-        op.in_channels = op.out_channels = dims[0];
-      } else {
-        op.unusable = "its scale is not a constant of the model";
-      }
-      return op;
-    }
+    const bool batch_norm = type == "BatchNormalization";
     // Modules that are used several times, weights that several layers have, and what is no layer at all (x @ y) stop the
     // reference with an error (P-7) or break the model (P-8).
-    auto layer = layer_of_.find(item);
-    op.unusable = layer == layer_of_.end() ? "it is no layer of its own" : layer->second->why_not_at_all;
-    if (dims.size() < 2) {
+    if (auto layer = layer_of_.find(item); layer != layer_of_.end()) {
+      op.unusable = layer->second->why_not_at_all;
+    } else if (!layers_.batch_norms.contains(item)) {
+      op.unusable = "it is no layer of its own";
+    }
+    for (int input = 1; input < graph_.item(item).input_count() && op.unusable.empty(); ++input) {
+      const Value value = graph_.InputOf(item, input);
+      if (!value.is_none() && !FindConstantOperand(graph_, value).has_value()) {
+        op.unusable = "not all its parameters are constants of the model";
+      }
+    }
+    if (batch_norm) {
+      const std::optional<ConstantOperand> scale = FindConstantOperand(graph_, graph_.InputOf(item, 1));
+      const std::vector<int64_t> dims = scale.has_value() ? DimsOf(graph_, *scale) : std::vector<int64_t>();
+      op.in_channels = op.out_channels = dims.size() == 1 ? dims[0] : -1;
       return op;
     }
-    const int64_t group = GroupOf(graph_.item(item));
-    op.convolution = type == "Conv" || type == "ConvTranspose";
-    if (type == "Conv") {
-      op.in_channels = dims[1] * group;
+    const absl::StatusOr<LayerWeight> weight = FindLayerWeight(graph_, item);
+    if (!weight.ok()) {
+      op.unusable = op.unusable.empty() ? "its weight is none of a torch module's" : op.unusable;
+      return op;
+    }
+    const std::vector<int64_t>& dims = weight->dims;
+    if (type == "Gemm" || type == "MatMul") {
+      op.in_channels = dims[1];
       op.out_channels = dims[0];
-      op.depthwise = dims[1] == 1 && !(extended_ && group == 1);  // P-6
-      op.can_be_active = dims.size() == 4 && !op.depthwise;
-    } else if (type == "ConvTranspose") {
-      op.in_channels = dims[0];
-      op.out_channels = dims[1] * group;
-    } else {
-      const bool transposed = type == "Gemm" && IntAttribute(graph_.item(item).node.proto, "transB", 0) != 0;
-      op.in_channels = dims[transposed ? 1 : 0];
-      op.out_channels = dims[transposed ? 0 : 1];
       op.axis = kLast;
       op.can_be_active = true;
+      return op;
     }
-    op.group = op.convolution && dims[1] != 1 ? group : 1;
+    const bool transposed = type == "ConvTranspose";
+    op.in_channels = transposed ? dims[0] : dims[1] * weight->groups;
+    op.out_channels = transposed ? dims[1] * weight->groups : dims[0];
+    op.depthwise = !transposed && dims[1] == 1 && !(extended_ && weight->groups == 1);  // P-6
+    op.can_be_active = !transposed && dims.size() == 4 && !op.depthwise;
+    op.group = dims[1] == 1 ? 1 : weight->groups;
     return op;
   }
 
@@ -212,11 +220,15 @@ class Finder {
                                                                                : segment.width;
   }
 
+  bool widths_are_wrong() const {
+    return defects_.takes_width_of_first_producer || defects_.forgets_concat_widths || defects_.ignores_depthwise_multiplier;
+  }
+
   void Carry(int n, Layout layout) {
     for (const Segment& segment : layout.segments) {
       if (segment.record != kOpaque) {
         std::vector<int>& carriers = records_[segment.record].carriers;
-        if (std::find(carriers.begin(), carriers.end(), n) == carriers.end()) {
+        if (carriers.empty() || carriers.back() != n) {
           carriers.push_back(n);
         }
       }
@@ -226,8 +238,9 @@ class Finder {
 
   static std::vector<int> RecordsOf(const Layout& layout) {
     std::vector<int> records;
+    absl::flat_hash_set<int> seen;
     for (const Segment& segment : layout.segments) {
-      if (segment.record != kOpaque && std::find(records.begin(), records.end(), segment.record) == records.end()) {
+      if (segment.record != kOpaque && seen.insert(segment.record).second) {
         records.push_back(segment.record);
       }
     }
@@ -235,7 +248,7 @@ class Finder {
   }
 
   void Deviate(const std::string& text) {
-    if (std::find(groups_.deviations.begin(), groups_.deviations.end(), text) == groups_.deviations.end()) {
+    if (told_.insert(text).second) {
       groups_.deviations.push_back(text);
     }
   }
@@ -263,7 +276,7 @@ class Finder {
     for (const Member& member : record.producers) {
       groups_.left_alone[node(member.node).name] = reason;
     }
-    for (int carrier : record.carriers) {
+    for (int carrier : std::set<int>(record.carriers.begin(), record.carriers.end())) {
       std::vector<Segment>& segments = layouts_[carrier].segments;
       const int64_t count = std::count_if(segments.begin(), segments.end(), [r](const Segment& s) { return s.record == r; });
       if (count > 1 && !defects_.leaves_stale_prune_records) {
@@ -322,10 +335,8 @@ class Finder {
           segment.record = segment.record == b ? a : segment.record;
         }
       }
-      if (std::find(kept.carriers.begin(), kept.carriers.end(), carrier) == kept.carriers.end()) {
-        kept.carriers.push_back(carrier);
-      }
     }
+    kept.carriers.insert(kept.carriers.end(), merged.carriers.begin(), merged.carriers.end());
     // The larger of two group counts that do not divide each other may take different numbers of channels from the groups of the
     // other layer. That depends on the weights: ChooseChannels sees it and takes the least common multiple then (P-9).
     int64_t prune_group = 0;
@@ -372,6 +383,9 @@ class Finder {
     }
     if (type == kPoolFlatten) {
       Layout layout = InputLayout(n, 0);
+      if (layout.axis == kLast) {  // it takes the mean over the channels
+        return Block(n);
+      }
       layout.flat = true;
       for (int record : RecordsOf(layout)) {
         records_[record].flattened = true;
@@ -418,7 +432,7 @@ class Finder {
       }
       return absl::OkStatus();
     }
-    if (enabled_.contains(node(n).name)) {
+    if (enabled_.contains(node(n).name) && !simple_.unused.contains(node(n).item)) {
       const int64_t prune_group = op.group == 1 ? 0 : op.group;
       records_.push_back({.producers = {{.node = n, .end = op.out_channels, .group = op.group, .prune_group = prune_group}}});
       Carry(n, {.segments = {{.record = static_cast<int>(records_.size()) - 1, .width = op.out_channels}}, .axis = op.axis});
@@ -428,8 +442,7 @@ class Finder {
 
   // Makes `n` a consumer of the records that its input carries. Returns what is left of them, as `n` hands it on.
   absl::StatusOr<Layout> Consume(int n, const Operator& op) {
-    const Value input = node(n).inputs[0];
-    const Layout layout = LayoutOf(input);
+    const Layout layout = InputLayout(n, 0);
     if (layout.empty()) {
       return layout;
     }
@@ -460,7 +473,7 @@ class Finder {
       }
     }
     if (node(n).op_type == "BatchNormalization") {
-      const std::vector<int64_t>* shape = shapes_.Find(graph_.NameOf(graph_.InputOf(node(n).item, 0)));
+      const std::vector<int64_t>* shape = ShapeOf(graph_.InputOf(node(n).item, 0));
       const bool of_maps = shape != nullptr && shape->size() == 4;
       if (of_maps && some_matmul) {
         return layout;  // it normalizes another axis
@@ -471,7 +484,7 @@ class Finder {
     } else if (op.axis != layout.axis && !(op.axis == kLast && last)) {
       return stop(absl::StrCat(Described(n), " reads another axis than that of the channels"));
     }
-    if (op.in_channels != layout.width() && !defects_.takes_width_of_first_producer) {
+    if (op.in_channels != layout.width() && !widths_are_wrong()) {
       return stop(absl::StrCat(Described(n), " reads ", op.in_channels, " channels where ", layout.width(), " are followed"));
     }
     if (op.depthwise && op.out_channels != op.in_channels && !defects_.ignores_depthwise_multiplier) {
@@ -508,11 +521,12 @@ class Finder {
                            " channels (prune.md P-3)"));
       return stop("another number of channels");
     }
-    return Unify(n, a, {b});
+    Unify(n, a, {b});
+    return absl::OkStatus();
   }
 
   // Makes the layouts one, segment by segment; all have the same segments. `n` hands on the result.
-  absl::Status Unify(int n, Layout all, std::vector<Layout> peers) {
+  void Unify(int n, Layout all, std::vector<Layout> peers) {
     for (Layout& peer : peers) {
       for (size_t i = 0; i < all.segments.size(); ++i) {
         const int kept = all.segments[i].record;
@@ -529,11 +543,9 @@ class Finder {
         replace(all);
         std::for_each(peers.begin(), peers.end(), replace);
       }
-      all.flat = all.flat && peer.flat;
     }
     AddConsumers(n, all);
     Carry(n, std::move(all));
-    return absl::OkStatus();
   }
 
   absl::Status VisitConcat(int n) {
@@ -561,6 +573,7 @@ class Finder {
       joined.flat = joined.flat && layout.flat;
       joined.segments.insert(joined.segments.end(), layout.segments.begin(), layout.segments.end());
     }
+    joined.flat = joined.flat || (axis == 1 && on_last);
     if (RecordsOf(joined).empty()) {
       return absl::OkStatus();
     }
@@ -585,14 +598,11 @@ class Finder {
       return OperatorOf(source->second).out_channels;
     }
     const std::vector<int64_t>* shape = extended_ ? ShapeOf(graph_.InputOf(node(n).item, input)) : nullptr;
-    return shape != nullptr && axis < static_cast<int64_t>(shape->size()) ? (*shape)[axis] : -1;
+    const int64_t width = shape != nullptr && axis < static_cast<int64_t>(shape->size()) ? (*shape)[axis] : -1;
+    return width <= std::numeric_limits<int32_t>::max() ? width : -1;
   }
 
   // ---- rules of `extended`
-
-  const std::vector<int64_t>* ShapeOf(Value value) const {
-    return value.is_none() ? nullptr : shapes_.Find(graph_.NameOf(value));
-  }
 
   static bool SameSegments(const Layout& a, const Layout& b) {
     return std::equal(a.segments.begin(), a.segments.end(), b.segments.begin(), b.segments.end(),
@@ -601,6 +611,15 @@ class Finder {
 
   // Every operand has the same channels, one for all of them, or is a number.
   absl::Status VisitElementwise(int n) {
+    bool done = false;
+    while (!done) {
+      MP_ASSIGN_OR_RETURN(done, JoinOperands(n));
+    }
+    return absl::OkStatus();
+  }
+
+  // False: a record had to go, so layouts have changed.
+  absl::StatusOr<bool> JoinOperands(int n) {
     const ItemId item = node(n).item;
     const int inputs = static_cast<int>(node(n).inputs.size());
     int widest = 0;
@@ -609,7 +628,7 @@ class Finder {
     }
     Layout all = inputs == 0 ? Layout() : InputLayout(n, widest);
     if (all.empty()) {
-      return absl::OkStatus();
+      return true;
     }
     // Axes are counted from the last, as broadcasting does. 0: not known.
     auto axis_from_end = [&](int input, const Layout& layout) -> int64_t {
@@ -626,11 +645,12 @@ class Finder {
       const std::vector<int64_t>* shape = ShapeOf(graph_.InputOf(item, i));
       const int64_t rank = shape == nullptr ? 0 : static_cast<int64_t>(shape->size());
       if (axis > 0 && shape != nullptr && all.width() > 1 && (rank < axis || (*shape)[rank - axis] == 1)) {
-        MP_RETURN_IF_ERROR(Delete(layout, absl::StrCat(Described(n), " gives its one channel to all others")));
+        MP_RETURN_IF_ERROR(Delete(layout, absl::StrCat(Described(n), " spreads its output over other channels")));
         continue;
       }
       if (layout.empty() || axis == 0 || axis_from_end(i, layout) != axis || !SameSegments(all, layout)) {
-        return Block(n);
+        MP_RETURN_IF_ERROR(Block(n));
+        return true;
       }
       for (size_t s = 0; s < layout.segments.size(); ++s) {
         const int a = all.segments[s].record;
@@ -638,16 +658,17 @@ class Finder {
         if ((a == kOpaque) != (b == kOpaque)) {
           MP_RETURN_IF_ERROR(
               DeleteRecord(std::max(a, b), absl::StrCat(Described(n), " combines its output with channels that stay")));
-          return VisitElementwise(n);  // layouts have changed
+          return false;
         }
       }
       peers.push_back(std::move(layout));
     }
     if (peers.empty()) {
       Carry(n, std::move(all));
-      return absl::OkStatus();
+      return true;
     }
-    return Unify(n, std::move(all), std::move(peers));
+    Unify(n, std::move(all), std::move(peers));
+    return true;
   }
 
   // [N, C, ...] -> [N, C * k, ...]: the elements of a channel stay together, so it becomes k channels.
@@ -658,30 +679,39 @@ class Finder {
     }
     const ItemId item = node(n).item;
     const std::vector<int64_t>* in = ShapeOf(graph_.InputOf(item, 0));
-    const std::vector<int64_t>* out = ShapeOf(Value{item, 0});
-    if (in == nullptr || out == nullptr || in->size() < 2 || out->size() < 2 || (layout.axis == kLast && in->size() != 2)) {
+    if (in == nullptr || in->size() < 2 || (layout.axis == kLast && in->size() != 2)) {
       return Block(n);
     }
     // Elements behind the batch's axis; negative: not known.
     auto elements = [](const std::vector<int64_t>& shape) {
       int64_t product = 1;
       for (size_t i = 1; i < shape.size(); ++i) {
-        product = shape[i] < 0 || product < 0 ? -1 : product * shape[i];
+        if (shape[i] < 0 || __builtin_mul_overflow(product, shape[i], &product)) {
+          return int64_t{-1};
+        }
       }
       return product;
     };
     const int64_t channels = (*in)[1];
     const int64_t count = elements(*in);
-    if (count <= 0 || count != elements(*out) || channels != layout.width() || (*out)[1] % channels != 0) {
+    std::vector<int64_t> out;
+    if (const std::vector<int64_t>* shape = ShapeOf(Value{item, 0}); shape != nullptr) {
+      out = *shape;
+    } else if (const std::vector<int64_t>* target = ShapeOf(graph_.InputOf(item, 1));
+               target != nullptr && *target == std::vector<int64_t>{2}) {
+      // A target that is computed, two numbers: [N, all]. Were it another one, its reader would not read as many channels.
+      out = {-1, count};
+    }
+    if (count <= 0 || out.size() < 2 || count != elements(out) || channels != layout.width() || out[1] % channels != 0) {
       return Block(n);
     }
-    const int64_t factor = (*out)[1] / channels;
+    const int64_t factor = out[1] / channels;
     for (Segment& segment : layout.segments) {
       segment.width *= factor;
       segment.repeat *= factor;
     }
     layout.axis = 1;
-    layout.flat = out->size() == 2;
+    layout.flat = out.size() == 2;
     if (node(n).op_type == "Reshape") {
       AddConsumers(n, layout);  // a constant target counts the channels
     }
@@ -727,16 +757,16 @@ class Finder {
     AMCTPytorchProto::PruneNode entry;
     entry.set_name(node(member.node).name);
     AttrProto& type = *entry.add_attr();
-    type.set_name("type");
+    type.set_name(kPruneTypeAttribute);
     type.set_type(AttrProto::STRING);
     type.set_s(node(member.node).op_type);
-    AddInt(entry, "begin", member.begin);
-    AddInt(entry, "end", member.end);
+    AddInt(entry, kPruneBeginAttribute, member.begin);
+    AddInt(entry, kPruneEndAttribute, member.end);
     if (member.group != 1) {
-      AddInt(entry, "group", member.group);
+      AddInt(entry, kGroupAttribute, member.group);
     }
     if (producer && member.prune_group != 0) {
-      AddInt(entry, "prune_group", member.prune_group);
+      AddInt(entry, kPruneGroupAttribute, member.prune_group);
     }
     return entry;
   }
@@ -749,7 +779,7 @@ class Finder {
       AMCTPytorchProto::PruneRecord& written = groups_.records.emplace_back();
       for (const Member& producer : record.producers) {
         *written.add_producer() = Entry(producer, true);
-        produced_.insert(producer.node);
+        in_records_.insert(node(producer.node).name);
       }
       for (const Member& consumer : record.consumers) {
         *written.add_consumer() = Entry(consumer, false);
@@ -759,16 +789,12 @@ class Finder {
 
   // Layers that never started a record.
   void ExplainTheRest() {
-    std::set<std::string> in_records;
-    for (int n : produced_) {
-      in_records.insert(node(n).name);
-    }
     absl::flat_hash_map<std::string, const Layer*> by_name;
     for (const Layer& layer : layers_.layers) {
       by_name[layer.config.name] = &layer;
     }
     for (const auto& [name, config] : enabled_) {
-      if (in_records.contains(name) || groups_.left_alone.contains(name)) {
+      if (in_records_.contains(name) || groups_.left_alone.contains(name)) {
         continue;
       }
       auto layer = by_name.find(name);
@@ -777,11 +803,13 @@ class Finder {
         reason = "it is no layer of the model";
       } else if (!layer->second->why_not_at_all.empty()) {
         reason = layer->second->why_not_at_all;
-      } else if (!index_.contains(layer->second->node)) {
+      } else if (!index_.contains(layer->second->node) || simple_.unused.contains(layer->second->node)) {
         reason = "its output is not used";
       } else {
-        reason = OperatorOf(index_.at(layer->second->node)).depthwise ? "its groups have one input channel each"
-                                                                      : "it is neither a Conv2d nor a Linear";
+        const Operator op = OperatorOf(index_.at(layer->second->node));
+        reason = !op.unusable.empty() ? op.unusable
+                 : op.depthwise       ? "its groups have one input channel each"
+                                      : "it is neither a Conv2d nor a Linear";
       }
     }
   }
@@ -798,7 +826,8 @@ class Finder {
   absl::flat_hash_map<ItemId, const Layer*> layer_of_;
   std::vector<Layout> layouts_;  // of each node's output 0
   std::vector<Record> records_;
-  std::set<int> produced_;
+  absl::flat_hash_set<std::string> in_records_;  // producers
+  absl::flat_hash_set<std::string> told_;        // deviations
   PruneGroups groups_;
 };
 

@@ -14,7 +14,7 @@ namespace modelpress::engine {
 namespace {
 
 // A constant that tells axes, pads or a shape has no more.
-constexpr uint64_t kSmall = 64;
+constexpr int64_t kSmall = 64;
 
 // Pass 6. QuantIdentity is a mark (docs/spec/qat.md section 17.1), the rest is the reference's list.
 constexpr absl::string_view kPassThrough[] = {"MaxPool",      "AveragePool", "GlobalAveragePool",
@@ -33,8 +33,14 @@ std::optional<Tensor> SmallConstant(const Graph& graph, Value value) {
   if (!operand.has_value() || operand->transpose >= 0) {
     return std::nullopt;
   }
-  Tensor tensor = TensorOf(graph.item(operand->holder));
-  return tensor.ElementCount() <= kSmall ? std::optional(std::move(tensor)) : std::nullopt;
+  int64_t elements = 1;
+  for (int64_t dim : DimsOf(graph.item(operand->holder))) {
+    elements *= dim >= 0 && dim <= kSmall ? dim : kSmall + 1;
+    if (elements > kSmall) {
+      return std::nullopt;
+    }
+  }
+  return TensorOf(graph.item(operand->holder));
 }
 
 std::string TypeOf(const Item& item) {
@@ -88,6 +94,9 @@ class Simplifier {
       }
       if (item.is_node()) {
         simple_.nodes.push_back({.item = id, .op_type = TypeOf(item), .name = item.name, .inputs = item.inputs});
+        if (std::all_of(item.uses.begin(), item.uses.end(), [](const std::vector<Use>& uses) { return uses.empty(); })) {
+          simple_.unused.insert(id);
+        }
       }
     }
   }
@@ -166,7 +175,7 @@ class Simplifier {
     std::vector<std::pair<int, int>> pairs;
     for (int n = 0; n < static_cast<int>(simple_.nodes.size()); ++n) {
       const PruneNode& pool = simple_.nodes[n];
-      const int flatten = pool.op_type == "GlobalAveragePool" ? OnlyReader(readers, pool) : -1;
+      const int flatten = pool.op_type == "GlobalAveragePool" && !pool.inputs.empty() ? OnlyReader(readers, pool) : -1;
       if (flatten < 0) {
         continue;
       }
@@ -266,7 +275,7 @@ class Simplifier {
     // From opset 13 on the axis may be any; torch's opset-11 form of another one than the last has Transposes around it.
     const Item& item = graph_.item(node.item);
     const int64_t axis = IntAttribute(item.node.proto, "axis", -1);
-    const std::vector<int64_t>* shape = shapes_.Find(graph_.NameOf(Value{node.item, 0}));
+    const std::vector<int64_t>* shape = FindShape(shapes_, graph_.NameOf(Value{node.item, 0}));
     return axis == -1 || (shape != nullptr && axis == static_cast<int64_t>(shape->size()) - 1);
   }
 
@@ -274,17 +283,22 @@ class Simplifier {
   template <typename Which>
   void SkipNodes(Which which) {
     absl::flat_hash_map<ItemId, Value> instead;
-    for (const PruneNode& node : simple_.nodes) {
-      const int input = which(node);
-      if (input >= 0 && input < static_cast<int>(node.inputs.size())) {
-        instead[node.item] = node.inputs[input];
-      }
-    }
     auto redirect = [&instead](Value& value) {
-      for (auto it = instead.find(value.item); it != instead.end() && value.output == 0; it = instead.find(value.item)) {
+      if (auto it = instead.find(value.item); it != instead.end() && value.output == 0) {
         value = it->second;
       }
     };
+    for (const PruneNode& node : simple_.nodes) {
+      const int input = which(node);
+      if (input >= 0 && input < static_cast<int>(node.inputs.size())) {
+        Value source = node.inputs[input];
+        redirect(source);  // what stands before is redirected already
+        instead[node.item] = source;
+        if (simple_.unused.erase(node.item) > 0) {
+          simple_.unused.insert(source.item);
+        }
+      }
+    }
     for (PruneNode& node : simple_.nodes) {
       std::for_each(node.inputs.begin(), node.inputs.end(), redirect);
     }
@@ -292,9 +306,9 @@ class Simplifier {
     RemoveDeadNodes();
   }
 
-  // Pass 7. The nodes are in topological order.
+  // Pass 7: what only operators read that are left out. The nodes are in topological order.
   void RemoveDeadNodes() {
-    absl::flat_hash_set<ItemId> read;
+    absl::flat_hash_set<ItemId> read = simple_.unused;
     for (const Value& output : simple_.outputs) {
       read.insert(output.item);
     }

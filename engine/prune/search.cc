@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "engine/prune/layer_weight.h"
+#include "engine/prune/record_attributes.h"
 #include "engine/prune/shapes.h"
 #include "engine/quantize/op_rules.h"
 
@@ -169,7 +170,8 @@ class Searcher {
         for (const PruneNode& node : producer ? group.record->producer() : group.record->consumer()) {
           if (const auto it = layers_.find(node.name()); it != layers_.end()) {
             const bool by_outputs = producer != defects_.searches_by_weight_shape;
-            cost += it->second.bitops / static_cast<double>(by_outputs ? it->second.out_channels : it->second.in_channels);
+            cost += it->second.bitops * static_cast<double>(producer ? 1 : PositionsPerChannel(node, group.channels)) /
+                    static_cast<double>(by_outputs ? it->second.out_channels : it->second.in_channels);
           }
         }
       }
@@ -219,7 +221,8 @@ class Searcher {
       }
       for (const PruneNode& node : group.record->consumer()) {
         if (const auto it = layers_.find(node.name()); it != layers_.end()) {
-          Shrink(removed, it->second.in_channels, it->second.bitops);
+          Shrink(removed * static_cast<double>(PositionsPerChannel(node, group.channels)), it->second.in_channels,
+                 it->second.bitops);
         }
       }
       group.pending = 0;

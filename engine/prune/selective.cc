@@ -63,6 +63,9 @@ Arrangement ArrangementOf(const Dims& torch_shape, int axis, bool transposed) {
 // tensor and values[i * inner], for i < count <= 4. In several threads, no group twice.
 template <typename Visit>
 absl::Status ForEachGroup(const Tensor& weight, const Arrangement& arrangement, int threads, const Visit& visit) {
+  if (weight.ElementCount() == 0) {
+    return absl::OkStatus();
+  }
   const uint64_t groups = (arrangement.length + kGroup - 1) / kGroup;
   const uint64_t groups_at_once = std::max<uint64_t>(1, kPiece / (kGroup * arrangement.inner));
   const uint64_t pieces = (groups + groups_at_once - 1) / groups_at_once;

@@ -321,6 +321,14 @@ absl::StatusOr<ShapeModel> ShapeModel::Create(const Graph& graph) {
     result.original_ = result.Infer(result.base_, /*strict=*/false, error);
   }
   result.known_problems_ = Problems(result.base_, result.original_);
+  // What the model says itself counts where nothing can be inferred, behind operators that the library does not know.
+  for (const auto* infos : {&model.shell.graph().value_info(), &model.shell.graph().output()}) {
+    for (const onnx::ValueInfoProto& info : *infos) {
+      if (std::optional<Dims> dims = ShapeOf(info.type()); dims.has_value()) {
+        result.original_.shapes.try_emplace(info.name(), *std::move(dims));
+      }
+    }
+  }
   return result;
 }
 

@@ -180,6 +180,8 @@ bool InSameModule(const Item& a, const Item& b) {
 const std::array<absl::string_view, 9> kTypes = {"Conv2d",          "Conv3d", "Linear", "ConvTranspose2d", "AvgPool2d", "Conv1d",
                                                  "ConvTranspose1d", "GRU",    "LSTM"};
 
+constexpr absl::string_view kBatchNorms[] = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"};
+
 bool IsLayerType(absl::string_view type) { return std::find(kTypes.begin(), kTypes.end(), type) != kTypes.end(); }
 
 // The weight of a node and the shape in which the node sees it.
@@ -498,7 +500,10 @@ class Finder {
     }
     if (auto scale = FindConstantOperand(graph_, graph_.InputOf(id, 1)); scale.has_value()) {
       const std::string& tensor = graph_.item(scale->holder).outputs[0];
-      if (absl::EndsWith(tensor, kWeightSuffix) && !ModuleOfParameter(tensor).empty()) {
+      // torch writes equal tensors once, and new batch norms are all equal: then the name is that of one of them.
+      const std::vector<Use>& uses = graph_.UsesOf(Value{scale->holder, 0});
+      const bool own = std::all_of(uses.begin(), uses.end(), [id](const Use& use) { return use.item == id; });
+      if (own && absl::EndsWith(tensor, kWeightSuffix) && !ModuleOfParameter(tensor).empty()) {
         return ModuleOfParameter(tensor);
       }
     }
@@ -707,6 +712,7 @@ class Finder {
         nodes[found[0]].push_back(candidate);
       }
     }
+    TakeBatchNormsOfManifest();
     std::map<std::string, int> sharers;
     for (const v1::Module& module : manifest_->modules()) {
       layers_.other_modules.insert(module.name());
@@ -748,6 +754,35 @@ class Finder {
       layers_.layers.push_back(std::move(layer));
     }
     return absl::OkStatus();
+  }
+
+  // A batch norm that is no module, and one that is used several times, is left out. Like those of layers, names of scopes may be
+  // the end of a path.
+  void TakeBatchNormsOfManifest() {
+    std::map<std::string, std::vector<ItemId>> nodes;
+    for (const auto& [id, name] : layers_.batch_norms) {
+      std::vector<std::string> found;
+      for (const v1::Module& module : manifest_->modules()) {
+        if (std::find(std::begin(kBatchNorms), std::end(kBatchNorms), module.type()) != std::end(kBatchNorms)) {
+          if (module.name() == name) {
+            found = {name};
+            break;
+          }
+          if (absl::EndsWith(module.name(), "." + name)) {
+            found.push_back(module.name());
+          }
+        }
+      }
+      if (found.size() == 1) {
+        nodes[found[0]].push_back(id);
+      }
+    }
+    layers_.batch_norms.clear();
+    for (const auto& [name, ids] : nodes) {
+      if (ids.size() == 1) {
+        layers_.batch_norms[ids[0]] = name;
+      }
+    }
   }
 
   // ---- both

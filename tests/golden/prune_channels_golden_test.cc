@@ -285,11 +285,13 @@ class ChannelCase : public testing::TestWithParam<std::string> {
 TEST_P(ChannelCase, ChoosesTheChannelsOfTheRecord) {
   const Graph graph = ReadGraph(folder_, "model.onnx", {});
   const std::vector<PruneRecord> expected = ReadRecords(folder_ / "record.txt");
-  for (const int threads : {1, 3}) {
-    std::vector<PruneRecord> records = WithoutIndices(expected);
-    const absl::Status status = ChooseChannels(graph, RatiosOf(folder_ / "prune.cfg", records), {}, threads, records);
-    ASSERT_TRUE(status.ok()) << status;
-    EXPECT_EQ(Print(records), ReadFile(folder_ / "record.txt"));
+  for (const ReferenceDefects& defects : {ReferenceDefects{}, ReferenceDefects::All()}) {
+    for (const int threads : {1, 3}) {
+      std::vector<PruneRecord> records = WithoutIndices(expected);
+      const absl::Status status = ChooseChannels(graph, RatiosOf(folder_ / "prune.cfg", records), {}, defects, threads, records);
+      ASSERT_TRUE(status.ok()) << status;
+      EXPECT_EQ(Print(records), ReadFile(folder_ / "record.txt"));
+    }
   }
 }
 
@@ -357,7 +359,7 @@ TEST(PruneGoldenTest, DropsTheRecordThatDoesNotFit) {
   records.insert(records.begin() + 1, crossing);
   records = WithoutIndices(std::move(records));
   Graph graph = ReadGraph(folder, "model.onnx", {});
-  ASSERT_TRUE(ChooseChannels(graph, RatiosOf(folder / "prune.cfg", records), {}, 1, records).ok());
+  ASSERT_TRUE(ChooseChannels(graph, RatiosOf(folder / "prune.cfg", records), {}, {}, 1, records).ok());
   Graph required = ReadGraph(folder, "model.onnx", {});
   const absl::StatusOr<CutChannelsResult> refused =
       CutChannels(required, records, *FindLayers(required, nullptr, {}), CutPolicy::kRequireAll);
@@ -432,7 +434,7 @@ TEST_P(TorchvisionCase, CutsToTheReferencesShapes) {
       ParseRecord(fs::exists(structure) ? ReadFile(structure) : ReadCompressed(folder / "structure.txt.gz"), "structure.txt");
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   std::vector<PruneRecord> records(parsed->record.prune_record().begin(), parsed->record.prune_record().end());
-  ASSERT_TRUE(ChooseChannels(graph, RatiosOf(folder / "prune.cfg", records), {}, 2, records).ok());
+  ASSERT_TRUE(ChooseChannels(graph, RatiosOf(folder / "prune.cfg", records), {}, {}, 2, records).ok());
   ASSERT_EQ(records.size(), summary["records"].size());
   for (size_t i = 0; i < records.size(); ++i) {
     const AMCTProto::AttrProto* indices = FindRecordAttribute(records[i].producer(0), kPruneIndexAttribute);
@@ -545,7 +547,7 @@ TEST_P(SelectiveCase, MasksRecordsAndWeights) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, SelectiveCase, testing::ValuesIn(Cases(kGolden, "record_created.txt")),
+INSTANTIATE_TEST_SUITE_P(Golden, SelectiveCase, testing::ValuesIn(Cases(kGolden, "masked.onnx")),
                          [](const auto& info) { return info.param; });
 
 // update_freq 2: the mask of the weights before forwards 0 and 2, and the same again before 1 and 3.

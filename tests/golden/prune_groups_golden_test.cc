@@ -4,9 +4,8 @@
 #include <set>
 #include <variant>
 
-#include "amct/retrain_config.pb.h"
 #include "engine/formats/record.h"
-#include "engine/formats/text_format.h"
+#include "engine/formats/retrain_config.h"
 #include "engine/graph/graph.h"
 #include "engine/prune/groups.h"
 #include "engine/quantize/layers.h"
@@ -21,8 +20,6 @@ namespace modelpress::engine {
 namespace {
 
 namespace fs = std::filesystem;
-using AMCTPytorchProto::AMCTRetrainConfig;
-using AMCTPytorchProto::PruneConfig;
 using AMCTPytorchProto::PruneRecord;
 using AMCTPytorchProto::ScaleOffsetRecord;
 
@@ -49,31 +46,19 @@ Graph ReadGraph(const fs::path& path) {
   return *std::move(graph);
 }
 
-// The layers of which the configuration prunes channels (prune.md section 2).
-std::map<std::string, FilterPruneConfig> Enabled(const AMCTRetrainConfig& cfg, const RetrainCatalog& catalog) {
+// The layers of which the configuration prunes channels.
+std::map<std::string, FilterPruneConfig> Enabled(const fs::path& cfg, const RetrainCatalog& catalog,
+                                                 const ReferenceDefects& defects) {
   std::map<std::string, FilterPruneConfig> enabled;
-  const std::set<std::string> skipped_layers = [&cfg] {
-    std::set<std::string> names(cfg.skip_layers().begin(), cfg.skip_layers().end());
-    names.insert(cfg.regular_prune_skip_layers().begin(), cfg.regular_prune_skip_layers().end());
-    return names;
-  }();
-  const std::set<std::string> skipped_types = [&cfg] {
-    std::set<std::string> names(cfg.skip_layer_types().begin(), cfg.skip_layer_types().end());
-    names.insert(cfg.regular_prune_skip_types().begin(), cfg.regular_prune_skip_types().end());
-    return names;
-  }();
-  for (const RetrainCatalogLayer& layer : catalog.layers) {
-    PruneConfig config = cfg.prune_config();
-    for (const auto& type : cfg.override_layer_types()) {
-      config = type.layer_type() == layer.type && type.prune_config().pruner_case() != 0 ? type.prune_config() : config;
-    }
-    for (const auto& one : cfg.override_layer_configs()) {
-      config = one.layer_name() == layer.name && one.prune_config().pruner_case() != 0 ? one.prune_config() : config;
-    }
-    if (layer.why_not_filter.empty() && config.has_filter_pruner() && !skipped_layers.contains(layer.name) &&
-        !skipped_types.contains(layer.type)) {
-      const auto& pruner = config.filter_pruner().balanced_l2_norm_filter_prune();
-      enabled[layer.name] = {.ratio = DecimalDouble(pruner.prune_ratio()), .ascend_optimized = pruner.ascend_optimized()};
+  const std::string name = cfg.filename().string();
+  const RetrainAbilities abilities = name == "prune.cfg" ? RetrainAbilities::kPrune : RetrainAbilities::kQuantAndPrune;
+  const absl::StatusOr<RetrainConfig> config = ReadRetrainDefinition(catalog, ReadFile(cfg), name, abilities, defects);
+  EXPECT_TRUE(config.ok()) << config.status();
+  if (config.ok()) {
+    for (const LayerRetrainConfig& layer : config->layers) {
+      if (const auto* filter = std::get_if<FilterPruneConfig>(&layer.prune); filter != nullptr) {
+        enabled[layer.name] = *filter;
+      }
     }
   }
   return enabled;
@@ -85,10 +70,8 @@ PruneGroups Find(const fs::path& model, const fs::path& cfg, const ChannelPruneO
   absl::StatusOr<Layers> layers = FindLayers(graph, nullptr, defects);
   EXPECT_TRUE(layers.ok()) << layers.status();
   NameLayerNodes(graph, *layers);
-  AMCTRetrainConfig config;
-  EXPECT_TRUE(ParseTextFormat(ReadFile(cfg), v1::CONFIG_SYNTAX, "prune.cfg", config).ok());
   const std::map<std::string, FilterPruneConfig> enabled =
-      Enabled(config, FindRetrainLayers(*layers, defects, options.extended).catalog);
+      Enabled(cfg, FindRetrainLayers(*layers, defects, options.extended).catalog, defects);
   absl::StatusOr<PruneGroups> groups = FindPruneGroups(graph, *layers, enabled, options, defects);
   EXPECT_TRUE(groups.ok()) << groups.status();
   if (!groups.ok()) {

@@ -148,6 +148,78 @@ TEST_P(ConfigTest, GivesTheReferencesBytes) {
 INSTANTIATE_TEST_SUITE_P(Golden, ConfigTest, testing::ValuesIn(ConfigCasesOf({"retrain", "retrain-json", "prune", "compress"})),
                          NameOf);
 
+// ---- golden/qat --------------------------------------------------------------------------------------------------------------
+
+const fs::path kTrainingCases = fs::path(MODELPRESS_TEST_DATA) / "golden" / "qat";
+
+// Here torch has exported the RNN's weights as nodes that compute them, which makes no layer of it.
+const std::set<std::string> kComputedWeights = {"q13_gru", "q16_lstm"};
+
+// What training runs of the reference were configured with, written from a .cfg or read.
+TEST(TrainingConfigTest, IsTheReferences) {
+  int created = 0;
+  int read = 0;
+  for (const auto& folder : fs::directory_iterator(kTrainingCases)) {
+    if (!fs::exists(folder.path() / "config.json") || kComputedWeights.contains(folder.path().filename().string())) {
+      continue;
+    }
+    const std::string json_text = ReadFile(folder.path() / "config.json");
+    for (const ReferenceDefects& defects : {ReferenceDefects(), ReferenceDefects::All()}) {
+      const RetrainCatalog catalog = CatalogOf(folder.path() / "model.onnx", defects);
+      if (fs::exists(folder.path() / "quant.cfg")) {
+        ++created;
+        const absl::StatusOr<QuantConfigText> text =
+            CreateRetrainConfigText(catalog, ReadFile(folder.path() / "quant.cfg"), "quant.cfg", defects);
+        ASSERT_TRUE(text.ok()) << folder.path() << text.status();
+        EXPECT_EQ(json_text, text->json) << folder.path();
+      }
+      ++read;
+      const absl::StatusOr<RetrainConfig> config = ReadRetrainConfig(catalog, json_text, "config.json");
+      ASSERT_TRUE(config.ok()) << folder.path() << config.status();
+      ExpectLayersAsInJson(*config);
+      json effective = json::parse(config->json);
+      effective.merge_patch(json::parse(json_text));
+      EXPECT_EQ(effective, json::parse(config->json)) << folder.path() << ": something that is given is not as given";
+    }
+  }
+  EXPECT_EQ(8, created);
+  EXPECT_EQ(28, read);
+}
+
+// The same for combined calls, which write no configuration: what their rewrite plans say.
+TEST(TrainingConfigTest, OfCombinedCallsIsTheReferences) {
+  int cases = 0;
+  for (const auto& folder : fs::directory_iterator(kTrainingCases)) {
+    if (!fs::exists(folder.path() / "plan.json") || fs::exists(folder.path() / "config.json")) {
+      continue;
+    }
+    ++cases;
+    for (const ReferenceDefects& defects : {ReferenceDefects(), ReferenceDefects::All()}) {
+      const absl::StatusOr<RetrainConfig> config =
+          ReadRetrainDefinition(CatalogOf(folder.path() / "model.onnx", defects), ReadFile(folder.path() / "quant.cfg"),
+                                "quant.cfg", RetrainAbilities::kQuantAndPrune, defects);
+      ASSERT_TRUE(config.ok()) << folder.path() << config.status();
+      std::set<std::string> quantized;
+      std::set<std::string> selective;
+      const json plan = json::parse(ReadFile(folder.path() / "plan.json"));
+      for (const json& layer : plan["layers"]) {
+        if (!layer["act"].is_null()) {
+          quantized.insert(layer["module"]);
+        }
+        if (layer.contains("selective") && !layer["selective"].is_null()) {
+          selective.insert(layer["module"]);
+        }
+      }
+      for (const LayerRetrainConfig& layer : config->layers) {
+        EXPECT_EQ(quantized.contains(layer.name), layer.quantizes) << folder.path() << layer.name;
+        EXPECT_EQ(selective.contains(layer.name), std::holds_alternative<SelectivePruneConfig>(layer.prune))
+            << folder.path() << layer.name;
+      }
+    }
+  }
+  EXPECT_EQ(5, cases);
+}
+
 // ---- automatic channel pruning ------------------------------------------------------------------------------------------------
 
 absl::StatusOr<AutoChannelPruneSettings> ReadSearch(const fs::path& folder, const fs::path& model, const std::string& cfg,
@@ -328,7 +400,7 @@ const std::map<std::string, std::string>& ExpectedBlames() {
       {"bad_rt_override_repeat", "CONFIG_VALUE key=layer_name in.cfg:1:71 layer=grp"},
       {"bad_rt_override_type", "CONFIG_UNKNOWN_LAYER key=layer_type in.cfg:1:24"},
       {"bad_rt_prune_field", "CONFIG_VALUE key=prune_config in.cfg:1:1"},
-      {"bad_rt_prune_override_layer", "CONFIG_VALUE key=prune_config in.cfg:1:44"},
+      {"bad_rt_prune_override_layer", "CONFIG_VALUE key=prune_config in.cfg:1:44 layer=grp"},
       {"bad_rt_quant_skip", "CONFIG_UNKNOWN_LAYER key=quant_skip_layers in.cfg:1:1 layer=zz"},
       {"bad_rt_quant_skip_type", "CONFIG_UNKNOWN_LAYER key=quant_skip_types in.cfg:1:1"},
       {"bad_rt_skip_layer", "CONFIG_UNKNOWN_LAYER key=skip_layers in.cfg:1:1 layer=pool"},

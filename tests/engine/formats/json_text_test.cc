@@ -57,6 +57,7 @@ TEST(ParseJsonTest, RefusesWithPlace) {
                                          {"[1] x", 1, 5},
                                          {"{'a': 1}", 1, 2},
                                          {"[01]", 1, 3},
+                                         {std::string("{}\0", 3), 1, 3},
                                          {std::string(100000, '['), 1, kMaxJsonDepth + 1}}) {
     const absl::Status status = ParseJson(c.text, "f.json").status();
     EXPECT_EQ(v1::CONFIG_SYNTAX, ReasonOf(status)) << c.text.substr(0, 50);

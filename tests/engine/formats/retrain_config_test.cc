@@ -182,7 +182,7 @@ TEST(CreateRetrainConfigTest, PruningIsRefused) {
   EXPECT_EQ("CONFIG_VALUE prune_config 1:1 ", Blame(Create(Filter("0.5")).status()));
   EXPECT_EQ("CONFIG_VALUE prune_config 1:45 ", Blame(Create(OverrideType("Conv2d", Filter("0.5"))).status()));
   EXPECT_TRUE(Create(OverrideType("Conv2d", Filter("0.5")), {.ignores_prune_type_override = true}).ok());
-  EXPECT_EQ("CONFIG_VALUE prune_config 1:45 ",
+  EXPECT_EQ("CONFIG_VALUE prune_config 1:45 conv",
             Blame(Create(Override("conv", Filter("0.5")), {.ignores_prune_type_override = true}).status()));
   EXPECT_EQ("CONFIG_VALUE regular_prune_skip_types 1:1 ", Blame(Create("regular_prune_skip_types: 'Conv2d'").status()));
 }
@@ -335,6 +335,7 @@ TEST(ReadRetrainConfigTest, ErrorsSayWhere) {
       {Json(R"(,"fakequant_precision_mode":"X")"), "CONFIG_VALUE fakequant_precision_mode 1:28 "},
       {Json(""), "CONFIG_EMPTY retrain_enable 1:1 "},
       {Json(R"(,"fc":1)"), "CONFIG_VALUE fc 1:28 fc"},
+      {Json(R"(,"":5)"), "CONFIG_UNKNOWN_LAYER  1:28 "},
       {Json(R"(,"bn":{})"), "CONFIG_UNKNOWN_LAYER bn 1:28 bn"},
       {Json(R"(,"twice":{})"), "CONFIG_UNKNOWN_LAYER twice 1:28 twice"},
       {Json(R"(,"fc":{"retrain_enable":1})"), "CONFIG_TYPE retrain_enable 1:34 fc"},
@@ -356,6 +357,14 @@ TEST(ReadRetrainConfigTest, ErrorsSayWhere) {
     EXPECT_EQ(blame, Blame(status)) << json << ": " << status;
     EXPECT_EQ("c.json", PlaceOf(status).file);
   }
+}
+
+TEST(ReadRetrainConfigTest, Int4WeightsThatCannotBePackedAreWarnedOf) {
+  const absl::StatusOr<RetrainConfig> config = Read(Json(
+      R"(,"odd":{"retrain_enable":true,"retrain_weight_config":{"dst_type":"INT4"}},"fc":{"retrain_enable":true,"retrain_weight_config":{"dst_type":"INT4"}})"));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(4, Get(*config, "odd").weight.bits);
+  EXPECT_THAT(config->warnings, ElementsAre(HasSubstr("layer 'odd' cannot be saved")));
 }
 
 TEST(ReadRetrainConfigTest, TrueIsOneAsInPython) {

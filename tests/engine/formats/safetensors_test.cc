@@ -97,9 +97,9 @@ TEST(ReadSafetensorsTest, WhatTorchWrites) {
 }
 
 TEST(ReadSafetensorsTest, EveryElementType) {
-  const std::vector<std::pair<std::string, int>> sizes = {{"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I8", 1},
-                                                          {"I16", 2}, {"I32", 4}, {"I64", 8}, {"U8", 1},   {"U16", 2},
-                                                          {"U32", 4}, {"U64", 8}, {"BOOL", 1}};
+  const std::vector<std::pair<std::string, size_t>> sizes = {{"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I8", 1},
+                                                             {"I16", 2}, {"I32", 4}, {"I64", 8}, {"U8", 1},   {"U16", 2},
+                                                             {"U32", 4}, {"U64", 8}, {"BOOL", 1}};
   for (const auto& [type, size] : sizes) {
     const std::string header =
         absl::StrCat(R"({"x":{"data_offsets":[0,)", 3 * size, R"(],"shape":[3,1],"dtype":")", type, R"("}})");

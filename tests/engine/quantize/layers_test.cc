@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -417,6 +418,46 @@ TEST(ManifestTest, SharedWeightsAndRnnConditions) {
   ASSERT_TRUE(layers.ok()) << layers.status();
   EXPECT_THAT(Lines(*layers), ElementsAre(HasSubstr("shares the weight 'b.weight'"), HasSubstr("shares the weight 'b.weight'"),
                                           "LSTM rnn: it has 2 layers; one is supported"));
+}
+
+// Batch norms b1 and b2 as torch writes them when they are new: with one tensor for all equal parameters.
+Graph BatchNormGraph(const std::vector<std::string>& nodes) {
+  ModelBuilder builder;
+  builder.Input("t0", {1, 2, 4, 4}).Initializer("b1.weight", {2}, {1, 1}).Initializer("b1.bias", {2}, {0, 0});
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    builder.Node("BatchNormalization", nodes[i], {absl::StrCat("t", i), "b1.weight", "b1.bias", "b1.bias", "b1.weight"},
+                 {absl::StrCat("t", i + 1)});
+  }
+  builder.Output(absl::StrCat("t", nodes.size()));
+  return GraphOf(builder.Build());
+}
+
+std::vector<std::string> BatchNormNames(const Graph& graph, const v1::ModuleManifest* manifest) {
+  absl::StatusOr<Layers> layers = FindLayers(graph, manifest, {});
+  EXPECT_TRUE(layers.ok()) << layers.status();
+  std::vector<std::string> names;
+  names.reserve(layers->batch_norms.size());
+  for (const auto& [id, name] : layers->batch_norms) {
+    names.push_back(name);
+  }
+  return names;
+}
+
+TEST(BatchNormTest, ASharedTensorNamesNone) {
+  const Graph graph = BatchNormGraph({"/b1/BatchNormalization", "/d/b2/BatchNormalization"});
+  EXPECT_THAT(BatchNormNames(graph, nullptr), UnorderedElementsAre("b1", "d.b2"));
+  EXPECT_THAT(BatchNormNames(BatchNormGraph({"plain"}), nullptr), ElementsAre("b1"));
+}
+
+TEST(BatchNormTest, WithAManifestOnlyModulesThatAreUsedOnceHaveOne) {
+  const v1::ModuleManifest manifest = Manifest(R"({"modules": [
+    {"name": "b1", "type": "BatchNorm2d"}, {"name": "d.b2", "type": "BatchNorm2d"}, {"name": "b3", "type": "MyNorm"}]})");
+  const auto names = [&manifest](const std::vector<std::string>& nodes) {
+    return BatchNormNames(BatchNormGraph(nodes), &manifest);
+  };
+  EXPECT_THAT(names({"/b1/BatchNormalization", "/b2/BatchNormalization"}), UnorderedElementsAre("b1", "d.b2"));
+  EXPECT_THAT(names({"/b1/BatchNormalization", "/b1_1/BatchNormalization"}), ElementsAre("b1"));
+  EXPECT_THAT(names({"/b1/First", "/b1/Second", "/b3/BatchNormalization"}), IsEmpty());
 }
 
 TEST(ManifestTest, ContradictionsAreErrors) {
