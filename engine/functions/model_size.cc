@@ -2,7 +2,9 @@
 
 #include <vector>
 
-#include "engine/prune/tensor_shapes.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "engine/prune/shapes.h"
 #include "engine/quantize/op_rules.h"
 #include "engine/quantize/operands.h"
 
@@ -15,9 +17,17 @@ std::optional<uint64_t> ConstantSize(const Graph& graph, ItemId id, int input) {
   return operand.has_value() ? std::optional(TensorOf(graph.item(operand->holder)).ElementCount()) : std::nullopt;
 }
 
-// The product of dims [first, last) of a tensor; nullopt: one of them is not known.
-std::optional<uint64_t> Positions(const TensorShapes& shapes, const std::string& tensor, size_t first, size_t from_end) {
-  const std::vector<int64_t>* dims = shapes.Find(tensor);
+using Shapes = absl::flat_hash_map<std::string, std::vector<int64_t>>;
+
+// Null: not even the rank is known.
+const std::vector<int64_t>* Find(const Shapes& shapes, const std::string& tensor) {
+  const auto it = shapes.find(tensor);
+  return it == shapes.end() ? nullptr : &it->second;
+}
+
+// The product of the dims of a tensor but for the first `first` and the last `from_end`; nullopt: one of them is not known.
+std::optional<uint64_t> Positions(const Shapes& shapes, const std::string& tensor, size_t first, size_t from_end) {
+  const std::vector<int64_t>* dims = Find(shapes, tensor);
   if (dims == nullptr || dims->size() < first + from_end) {
     return std::nullopt;
   }
@@ -31,7 +41,7 @@ std::optional<uint64_t> Positions(const TensorShapes& shapes, const std::string&
   return product;
 }
 
-LayerSize Measure(const Graph& graph, const TensorShapes& shapes, ItemId id, const OpRule& rule, uint64_t weight) {
+LayerSize Measure(const Graph& graph, const Shapes& shapes, ItemId id, const OpRule& rule, uint64_t weight) {
   const Item& item = graph.item(id);
   LayerSize size = {.parameters = weight};
   std::optional<uint64_t> positions;  // how often every weight is used for one sample
@@ -46,7 +56,7 @@ LayerSize Measure(const Graph& graph, const TensorShapes& shapes, ItemId id, con
       positions = 1;
       break;
     case OpKind::kMatMul: {
-      const std::vector<int64_t>* dims = shapes.Find(item.outputs[0]);
+      const std::vector<int64_t>* dims = Find(shapes, item.outputs[0]);
       positions = dims != nullptr && dims->size() < 3 ? std::optional<uint64_t>(1) : Positions(shapes, item.outputs[0], 1, 1);
       break;
     }
@@ -70,7 +80,8 @@ LayerSize Measure(const Graph& graph, const TensorShapes& shapes, ItemId id, con
 }  // namespace
 
 ModelSize MeasureModel(const Graph& graph) {
-  const TensorShapes shapes = TensorShapes::Infer(graph);
+  const absl::StatusOr<ShapeModel> model = ShapeModel::Create(graph);
+  const Shapes shapes = model.ok() ? model->original().shapes : Shapes();
   ModelSize size = {.macs = 0};
   for (ItemId id : graph.Order()) {
     const Item& item = graph.item(id);
