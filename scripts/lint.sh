@@ -4,7 +4,7 @@ set -euo pipefail
 cd /src
 
 mapfile -t sources < <(find engine server client tests -name '*.h' -o -name '*.cc' | sort)
-mapfile -t python < <(find client/python tests examples scripts -name '*.py' | sort)
+mapfile -t python < <(find client/python tests examples scripts -name '*.py' -not -path 'tests/golden/*' | sort)
 status=0
 
 echo "clang-format: ${#sources[@]} files"

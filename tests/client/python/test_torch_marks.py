@@ -1,6 +1,5 @@
 """Exports with marks, against those of the reference."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +7,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from golden_networks import GOLDEN, filter_cuts, golden_net
+from golden_cuts import filter_cuts
 from modelpress.torch_marks import export_with_marks
 from modelpress.torch_rewrite import apply_cuts
+from qat_cases import FLOWS, Case
 from torch import nn
 
-QAT_CASES = sorted(path.parent.name for path in (GOLDEN / "qat").glob("*/create.onnx"))
 X = torch.zeros(1, 3, 6, 6)
-
-
-def golden_input(case: str) -> tuple[torch.Tensor, ...]:
-    with np.load(GOLDEN / "qat" / case / "train.npz") as arrays:
-        names = sorted(name for name in arrays.files if name.startswith("dummy_"))
-        return tuple(torch.from_numpy(arrays[name]) for name in names)
 
 
 def same_file(written: Path, golden: Path) -> bool:
@@ -34,20 +27,17 @@ def same_file(written: Path, golden: Path) -> bool:
     return nodes[0] == nodes[1]
 
 
-@pytest.mark.parametrize("case", QAT_CASES)
-def test_golden_export_of_create(case: str, tmp_path: Path) -> None:
-    export_with_marks(golden_net(case), tmp_path / "m.onnx", golden_input(case))
-    assert same_file(tmp_path / "m.onnx", GOLDEN / "qat" / case / "create.onnx")
+@pytest.mark.parametrize("name", FLOWS)
+def test_golden_export_of_create(name: str, tmp_path: Path) -> None:
+    case = Case(name)
+    export_with_marks(case.net(), tmp_path / "m.onnx", tuple(case.inputs("dummy")))
+    assert same_file(tmp_path / "m.onnx", case.folder / "create.onnx")
 
 
-def stripped_state(case: str, net: nn.Module) -> dict[str, torch.Tensor]:
+def stripped_state(case: Case, net: nn.Module) -> dict[str, torch.Tensor]:
     """The trained float network's state, out of the wrapped one's."""
-    plan = json.loads((GOLDEN / "qat" / case / "plan.json").read_text())
-    absorbed = {layer["bn"]: layer["module"] for layer in plan["layers"] if layer.get("bn")}
-    trained: dict[str, Any] = {}
-    for file in ("state.npz", "state_eval_diff.npz"):  # an inference refreshes masks
-        with np.load(GOLDEN / "qat" / case / file) as arrays:
-            trained |= arrays
+    absorbed = {layer.bn: layer.module for layer in case.plan.layers if layer.HasField("bn")}
+    trained = case.arrays("state") | case.arrays("state_eval_diff")  # an inference refreshes masks
     state = {}
     for name in net.state_dict():
         module, _, key = name.rpartition(".")
@@ -66,13 +56,14 @@ def stripped_state(case: str, net: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("case", QAT_CASES)
-def test_golden_export_of_save(case: str, tmp_path: Path) -> None:
-    net = golden_net(case)
+@pytest.mark.parametrize("name", FLOWS)
+def test_golden_export_of_save(name: str, tmp_path: Path) -> None:
+    case = Case(name)
+    net = case.net()
     apply_cuts(net, filter_cuts(case, net))
     net.load_state_dict(stripped_state(case, net))
-    export_with_marks(net, tmp_path / "m.onnx", golden_input(case))
-    assert same_file(tmp_path / "m.onnx", GOLDEN / "qat" / case / "strip.onnx")
+    export_with_marks(net, tmp_path / "m.onnx", tuple(case.inputs("dummy")))
+    assert same_file(tmp_path / "m.onnx", case.folder / "strip.onnx")
 
 
 def marks(path: Path) -> list[tuple[str, str]]:

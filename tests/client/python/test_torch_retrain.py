@@ -9,12 +9,12 @@ from typing import Any
 
 import modelpress
 import modelpress.torch as amct
-import numpy as np
 import onnx
 import pytest
 import torch
-from golden_networks import GOLDEN, golden_net
+from google.protobuf import json_format
 from protocol_server import ProtocolServer, status
+from qat_cases import GOLDEN, Case
 from safetensors.torch import load as load_safetensors
 from torch import nn
 
@@ -249,24 +249,14 @@ def test_distributed_modules(tmp_path: Path) -> None:
 # ---- quantization-aware training, with the plans of golden cases ----
 
 
-def quant_plan(case: str) -> bytes:
-    plan = json.loads((GOLDEN / "qat" / case / "plan.json").read_text())
-    plan.pop("filter_prune", None)
-    return json.dumps(plan | {"config": "{}"}).encode()
-
-
-def quant_input(case: str) -> tuple[torch.Tensor, ...]:
-    with np.load(GOLDEN / "qat" / case / "train.npz") as arrays:
-        return tuple(torch.from_numpy(arrays[name]) for name in arrays.files if name.startswith("dummy_"))
-
-
-Q01 = "q01_share_bn"
+Q01 = Case("q01_share_bn")
+Q01_PLAN = json_format.MessageToJson(Q01.plan, preserving_proto_field_name=True).encode()
 
 
 @pytest.mark.usefixtures("session")
 def test_quantization_aware_training(server: ProtocolServer) -> None:
-    server.rewrite_plan, server.record = quant_plan(Q01), b""
-    net, x = golden_net(Q01).eval(), quant_input(Q01)
+    server.rewrite_plan, server.record = Q01_PLAN, b""
+    net, x = Q01.net().eval(), tuple(Q01.inputs("dummy"))
     unchanged = frozen(net)
     amct.create_quant_retrain_config("out/c.json", net, x)
     assert Path("out/c.json").read_bytes() == b'{"batch_num": 1}'
@@ -276,8 +266,7 @@ def test_quantization_aware_training(server: ProtocolServer) -> None:
     assert Path("out/record.txt").read_bytes() == b""
     assert Path("out/record.txt").stat().st_mode & 0o777 == 0o640
     assert sent(server, server.requests[-1].config_file) == b"{}"
-    expected = json.loads((GOLDEN / "qat" / Q01 / "case.json").read_text())["state_dict_keys_in_order"]
-    assert list(model.state_dict()) == expected
+    assert list(model.state_dict()) == Q01.info["state_dict_keys_in_order"]
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     for _ in range(2):
@@ -317,9 +306,9 @@ def test_quantization_aware_training(server: ProtocolServer) -> None:
 
 @pytest.mark.usefixtures("session")
 def test_retrained_modules_are_refused(server: ProtocolServer) -> None:
-    server.rewrite_plan, server.record = quant_plan(Q01), b""
-    x = quant_input(Q01)
-    model = amct.create_quant_retrain_model("config.json", golden_net(Q01), "r.txt", x)
+    server.rewrite_plan, server.record = Q01_PLAN, b""
+    x = tuple(Q01.inputs("dummy"))
+    model = amct.create_quant_retrain_model("config.json", Q01.net(), "r.txt", x)
     for call in (
         lambda: amct.create_quant_retrain_config("c.json", model, x),
         lambda: amct.create_quant_retrain_model("config.json", model, "r.txt", x),
@@ -354,8 +343,8 @@ def test_compressed_flow_of_pruning_alone(server: ProtocolServer) -> None:
 
 @pytest.mark.usefixtures("session")
 def test_compressed_flow_with_quantization(server: ProtocolServer) -> None:
-    server.rewrite_plan, server.record = quant_plan(Q01), b""
-    net, x = golden_net(Q01).eval(), quant_input(Q01)
+    server.rewrite_plan, server.record = Q01_PLAN, b""
+    net, x = Q01.net().eval(), tuple(Q01.inputs("dummy"))
     model = amct.create_compressed_retrain_model(net, x, "prune.cfg", "r.txt")
     assert not model.training  # nothing was pruned
     Path("pruned.txt").write_bytes(RECORD)
@@ -496,7 +485,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
 }
 ERRORS = {
     (entry["api"], entry["situation"]): entry
-    for entry in json.loads((GOLDEN / "qat" / "errors" / "case.json").read_text())["entries"]
+    for entry in json.loads((GOLDEN / "errors" / "case.json").read_text())["entries"]
     if entry["situation"] in CATALOGUE
 }
 

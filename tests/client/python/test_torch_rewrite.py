@@ -10,11 +10,14 @@ import onnx
 import onnx.numpy_helper
 import pytest
 import torch
-from golden_networks import GOLDEN, cut_tensor, cuts_of, filter_cuts, golden_net
+from golden_cuts import cut_tensor, cuts_of, filter_cuts
 from modelpress.torch_rewrite import apply_cuts, copy_model
+from qat_cases import GOLDEN as GOLDEN_QAT
+from qat_cases import Case
 from torch import nn
 
-PRUNE_CASES = sorted(path.parent.name for path in (GOLDEN / "prune").glob("*/pruned.onnx"))
+GOLDEN_PRUNE = GOLDEN_QAT.parent / "prune"
+PRUNE_CASES = sorted(path.parent.name for path in GOLDEN_PRUNE.glob("*/pruned.onnx"))
 
 
 def cuts_of_layer(name: str, layer: dict[str, Any]) -> list[dict[str, Any]]:
@@ -74,7 +77,7 @@ def layers_of_case(kept: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
 @pytest.mark.parametrize("case", PRUNE_CASES)
 def test_golden_cuts(case: str) -> None:
     """Every parameter that the exporter left its name has the reference's bits after the cut."""
-    folder = GOLDEN / "prune" / case
+    folder = GOLDEN_PRUNE / case
     kept = json.loads((folder / "kept_channels.json").read_text())
     before, after = initializers(folder / "model.onnx"), initializers(folder / "pruned.onnx")
     names = {name for name in before.keys() & after.keys() if name.rpartition(".")[0] in kept}
@@ -89,15 +92,16 @@ def test_golden_cuts(case: str) -> None:
             assert root.get_submodule(name).groups == layer["groups_after"]
 
 
-@pytest.mark.parametrize("case", ["c01_filter_prune_quant", "c04_filter_quant_restore"])
-def test_golden_network_after_cuts(case: str) -> None:
-    net = golden_net(case)
+@pytest.mark.parametrize("name", ["c01_filter_prune_quant", "c04_filter_quant_restore"])
+def test_golden_network_after_cuts(name: str) -> None:
+    case = Case(name)
+    net = case.net()
     apply_cuts(net, filter_cuts(case, net))
-    after = initializers(GOLDEN / "qat" / case / "create_pruned.onnx")
+    after = initializers(case.folder / "create_pruned.onnx")
     state = {name: value for name, value in net.state_dict().items() if "num_batches_tracked" not in name}
     assert {name.replace(".sub_module", "") for name in after} == set(state)
-    for name, value in after.items():
-        assert np.array_equal(state[name.replace(".sub_module", "")].numpy(), value), name
+    for key, value in after.items():
+        assert np.array_equal(state[key.replace(".sub_module", "")].numpy(), value), key
     net(torch.randn(2, 4, 8, 8)).sum().backward()
 
 

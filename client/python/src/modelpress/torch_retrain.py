@@ -36,7 +36,7 @@ from modelpress.torch_marks import export_with_marks
 from modelpress.torch_record import RecordFile
 from modelpress.torch_rewrite import apply_plan, copy_model, retraining_of
 from modelpress.torch_session import SessionBase
-from modelpress.torch_wrappers import is_wrapped, strip
+from modelpress.torch_wrappers import RetrainQuant, RNNRetrainQuant, is_wrapped, strip
 from modelpress.v1 import rewrite_plan_pb2
 
 InputData: TypeAlias = "tuple[Any, ...] | torch.Tensor"
@@ -94,23 +94,8 @@ class RetrainSession(SessionBase):
         self, model: torch.nn.Module, input_data: InputData, config_defination: str, record_file: str
     ) -> torch.nn.Module:
         """See the function `create_prune_retrain_model`."""
-        function = "create_prune_retrain_model"
-        check_type(function, "model", model, torch.nn.Module)
-        config = check_input(function, "config_defination", config_defination)
-        check_path(function, "record_file", record_file)
-
-        def call(client: Client, files: _Files, options: LocalOptions) -> RetrainModel:
-            return client.create_prune_retrain_model_files(
-                files.model,
-                config,
-                files.record,
-                files.save_path,
-                plan_only=True,
-                module_manifest=files.manifest,
-                **options,
-            )
-
-        return self._create(function, model, input_data, Path(record_file).absolute(), call).train()
+        function, run = "create_prune_retrain_model", Client.create_prune_retrain_model_files
+        return self._create_by_definition(function, run, model, input_data, config_defination, record_file).train()
 
     def restore_prune_retrain_model(
         self,
@@ -122,24 +107,9 @@ class RetrainSession(SessionBase):
         state_dict_name: str | None = None,
     ) -> torch.nn.Module:
         """See the function `restore_prune_retrain_model`."""
-        function = "restore_prune_retrain_model"
-        check_type(function, "model", model, torch.nn.Module)
-        record = check_input(function, "record_file", record_file)
-        config = check_input(function, "config_defination", config_defination)
-        weights = _load_checkpoint(function, pth_file, state_dict_name)
-
-        def call(client: Client, files: _Files, options: LocalOptions) -> RetrainModel:
-            return client.restore_prune_retrain_model_files(
-                files.model,
-                record,
-                config,
-                files.save_path,
-                plan_only=True,
-                module_manifest=files.manifest,
-                **options,
-            )
-
-        return self._restore(function, model, input_data, record, call, weights).train()
+        function, run = "restore_prune_retrain_model", Client.restore_prune_retrain_model_files
+        files = (record_file, config_defination, pth_file, state_dict_name)
+        return self._restore_by_definition(function, run, model, input_data, *files).train()
 
     def save_prune_retrain_model(
         self,
@@ -240,12 +210,12 @@ class RetrainSession(SessionBase):
         check_type(function, "model", model, torch.nn.Module)
         check_path(function, "record_file", record_file)
 
-        def call(client: Client, files: _Files, options: LocalOptions) -> RetrainModel:
+        def call(client: Client, files: _Files, options: Mapping[str, Any]) -> RetrainModel:
             return client.create_quant_retrain_model_files(
-                config, files.model, files.record, files.save_path, module_manifest=files.manifest, **options
+                config, files.model, files.record, files.save_path, **options
             )
 
-        return self._create(function, model, input_data, Path(record_file).absolute(), call)
+        return self._create(function, model, input_data, Path(record_file), call)
 
     def restore_quant_retrain_model(
         self,
@@ -263,12 +233,12 @@ class RetrainSession(SessionBase):
         check_path(function, "record_file", record_file)
         weights = _load_checkpoint(function, pth_file, state_dict_name)
 
-        def call(client: Client, files: _Files, options: LocalOptions) -> RetrainModel:
+        def call(client: Client, files: _Files, options: Mapping[str, Any]) -> RetrainModel:
             return client.restore_quant_retrain_model_files(
-                config, files.model, files.record, files.save_path, module_manifest=files.manifest, **options
+                config, files.model, files.record, files.save_path, **options
             )
 
-        return self._create(function, model, input_data, Path(record_file).absolute(), call, weights)
+        return self._create(function, model, input_data, Path(record_file), call, weights)
 
     def save_quant_retrain_model(
         self,
@@ -292,7 +262,7 @@ class RetrainSession(SessionBase):
         config = check_input(function, "config_file", config_file)
         record = check_input(function, "record_file", record_file)
         model = _unwrapped(model)
-        if not is_wrapped(model):
+        if not _is_quantized(model):
             raise RuntimeError("The model cannot be quantized because it is not a model after quantitative retraining.")
         if not record.stat().st_size:
             raise RuntimeError(_EMPTY_RECORD)
@@ -313,23 +283,9 @@ class RetrainSession(SessionBase):
         self, model: torch.nn.Module, input_data: InputData, config_defination: str, record_file: str
     ) -> torch.nn.Module:
         """See the function `create_compressed_retrain_model`."""
-        function = "create_compressed_retrain_model"
-        check_type(function, "model", model, torch.nn.Module)
-        config = check_input(function, "config_defination", config_defination)
-        check_path(function, "record_file", record_file)
-
-        def call(client: Client, files: _Files, options: LocalOptions) -> RetrainModel:
-            return client.create_compressed_retrain_model_files(
-                files.model,
-                config,
-                files.record,
-                files.save_path,
-                plan_only=True,
-                module_manifest=files.manifest,
-                **options,
-            )
-
-        return _in_training_if_pruned(self._create(function, model, input_data, Path(record_file).absolute(), call))
+        function, run = "create_compressed_retrain_model", Client.create_compressed_retrain_model_files
+        created = self._create_by_definition(function, run, model, input_data, config_defination, record_file)
+        return _in_training_if_pruned(created)
 
     def restore_compressed_retrain_model(
         self,
@@ -341,24 +297,9 @@ class RetrainSession(SessionBase):
         state_dict_name: str | None = None,
     ) -> torch.nn.Module:
         """See the function `restore_compressed_retrain_model`."""
-        function = "restore_compressed_retrain_model"
-        check_type(function, "model", model, torch.nn.Module)
-        record = check_input(function, "record_file", record_file)
-        config = check_input(function, "config_defination", config_defination)
-        weights = _load_checkpoint(function, pth_file, state_dict_name)
-
-        def call(client: Client, files: _Files, options: LocalOptions) -> RetrainModel:
-            return client.restore_compressed_retrain_model_files(
-                files.model,
-                record,
-                config,
-                files.save_path,
-                plan_only=True,
-                module_manifest=files.manifest,
-                **options,
-            )
-
-        return _in_training_if_pruned(self._restore(function, model, input_data, record, call, weights))
+        function, run = "restore_compressed_retrain_model", Client.restore_compressed_retrain_model_files
+        files = (record_file, config_defination, pth_file, state_dict_name)
+        return _in_training_if_pruned(self._restore_by_definition(function, run, model, input_data, *files))
 
     def save_compressed_retrain_model(
         self,
@@ -394,13 +335,58 @@ class RetrainSession(SessionBase):
                 files.model, record, save_path, module_manifest=files.manifest, **options
             )
 
+    def _create_by_definition(
+        self,
+        function: str,
+        run: Callable[..., RetrainModel],
+        model: torch.nn.Module,
+        input_data: InputData,
+        config_defination: str,
+        record_file: str,
+    ) -> torch.nn.Module:
+        """create_ of pruned and compressed models; `run` is the client's method."""
+        check_type(function, "model", model, torch.nn.Module)
+        config = check_input(function, "config_defination", config_defination)
+        check_path(function, "record_file", record_file)
+
+        def call(client: Client, files: _Files, options: Mapping[str, Any]) -> RetrainModel:
+            return run(client, files.model, config, files.record, files.save_path, plan_only=True, **options)
+
+        return self._create(function, model, input_data, Path(record_file), call)
+
+    def _restore_by_definition(
+        self,
+        function: str,
+        run: Callable[..., RetrainModel],
+        model: torch.nn.Module,
+        input_data: InputData,
+        record_file: str,
+        config_defination: str,
+        pth_file: str,
+        state_dict_name: str | None,
+    ) -> torch.nn.Module:
+        """restore_ of pruned and compressed models; `run` is the client's method. The record file is read."""
+        check_type(function, "model", model, torch.nn.Module)
+        record = check_input(function, "record_file", record_file)
+        config = check_input(function, "config_defination", config_defination)
+        weights = _load_checkpoint(function, pth_file, state_dict_name)
+
+        def call(client: Client, files: _Files, options: Mapping[str, Any]) -> RetrainModel:
+            return run(client, files.model, record, config, files.save_path, plan_only=True, **options)
+
+        model = _unwrapped(model)
+        _refuse_wrapped(model)
+        with self._exported(model, input_data) as files:
+            plan = self._plan(function, call, files)
+        return self._rewritten(model, plan, record, record.read_bytes(), weights)
+
     def _create(
         self,
         function: str,
         model: torch.nn.Module,
         input_data: InputData,
         record_file: Path,
-        call: Callable[[Client, _Files, LocalOptions], RetrainModel],
+        call: Callable[[Client, _Files, Mapping[str, Any]], RetrainModel],
         weights: Mapping[str, Any] | None = None,
     ) -> torch.nn.Module:
         """A copy of the module after the plan that `call` gets; the record file is written once all has gone well."""
@@ -409,32 +395,15 @@ class RetrainSession(SessionBase):
         with self._exported(model, input_data) as files:
             plan = self._plan(function, call, files)
             content = files.record.read_bytes()
-            rewritten = self._rewritten(model, plan, RecordFile(record_file, _parse_record(content)), weights)
-            write_file(record_file, content)
+        rewritten = self._rewritten(model, plan, record_file, content, weights)
+        write_file(record_file, content)
         return rewritten
 
-    def _restore(
-        self,
-        function: str,
-        model: torch.nn.Module,
-        input_data: InputData,
-        record_file: Path,
-        call: Callable[[Client, _Files, LocalOptions], RetrainModel],
-        weights: Mapping[str, Any],
-    ) -> torch.nn.Module:
-        """Like _create; the record file is read."""
-        model = _unwrapped(model)
-        _refuse_wrapped(model)
-        with self._exported(model, input_data) as files:
-            plan = self._plan(function, call, files)
-            record = RecordFile(record_file.absolute(), _parse_record(record_file.read_bytes()))
-            return self._rewritten(model, plan, record, weights)
-
     def _plan(
-        self, function: str, call: Callable[[Client, _Files, LocalOptions], RetrainModel], files: _Files
+        self, function: str, call: Callable[[Client, _Files, Mapping[str, Any]], RetrainModel], files: _Files
     ) -> rewrite_plan_pb2.RewritePlan:
         with self._connected(function) as (client, options):
-            answer = call(client, files, options)
+            answer = call(client, files, {"module_manifest": files.manifest, **options})
         for warning in answer.warnings:
             _LOGGER.warning("%s: %s", function, warning)
         plan = rewrite_plan_pb2.RewritePlan()
@@ -446,9 +415,11 @@ class RetrainSession(SessionBase):
         self,
         model: torch.nn.Module,
         plan: rewrite_plan_pb2.RewritePlan,
-        record: RecordFile,
+        record_file: Path,
+        content: bytes,
         weights: Mapping[str, Any] | None,
     ) -> torch.nn.Module:
+        record = RecordFile(record_file.absolute(), _parse_record(content))
         rewritten = apply_plan(model, plan, record, reference_defects=self._reference_defects)
         if weights is not None:
             rewritten.load_state_dict(weights)
@@ -515,10 +486,7 @@ def _stripped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _is_quantized(model: torch.nn.Module) -> bool:
-    """Whether the model is known to have quantizers."""
-    retraining = retraining_of(model)
-    layers = [] if retraining is None else retraining.plan.layers
-    return any(layer.HasField("act") or layer.HasField("weight") for layer in layers)
+    return any(isinstance(module, RetrainQuant | RNNRetrainQuant) for module in model.modules())
 
 
 def _in_training_if_pruned(model: torch.nn.Module) -> torch.nn.Module:

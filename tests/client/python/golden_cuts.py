@@ -1,18 +1,11 @@
-"""The torch networks of golden cases, and cuts of them."""
+"""Cuts of golden cases' networks, as rewrite plans have them."""
 
-import importlib.util
-import json
-import os
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from google.protobuf import json_format
 from modelpress.v1 import rewrite_plan_pb2
+from qat_cases import Case
 from torch import nn
-
-GOLDEN = Path(os.environ["MODELPRESS_SOURCE_DIR"]) / "tests" / "golden"
 
 
 def cuts_of(*cuts: dict[str, Any]) -> list[Any]:
@@ -24,25 +17,10 @@ def cut_tensor(name: str, axis: int, kept: list[int], size: int, groups: int = 1
     return {"name": name, "axis": axis, "kept": kept, "size": size, "groups": groups}
 
 
-def golden_net(case: str) -> nn.Module:
-    """The float network of a golden case of quantization-aware training."""
-    folder = GOLDEN / "qat" / case
-    spec = importlib.util.spec_from_file_location("net", folder / "net.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    net: nn.Module = module.Net()
-    with np.load(folder / "init_state.npz") as state:
-        net.load_state_dict({name: torch.from_numpy(state[name]) for name in state.files})
-    return net
-
-
-def filter_cuts(case: str, net: nn.Module) -> list[Any]:
-    """The cuts of a golden case's plan.json, which has records."""
-    plan = json.loads((GOLDEN / "qat" / case / "plan.json").read_text())
+def filter_cuts(case: Case, net: nn.Module) -> list[Any]:
+    """The cuts of the case's records."""
     cuts: list[dict[str, Any]] = []
-    for record in plan.get("filter_prune", []):
+    for record in case.filter_prune:
         for role in ("producer", "consumer"):
             for entry in record[role]:
                 module = net.get_submodule(entry["name"])
