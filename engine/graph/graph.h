@@ -80,7 +80,8 @@ class Graph {
   // Editing what an item is; links and names are edited through the functions below.
   Item& mutable_item(ItemId id) { return items_[id]; }
   const onnx::ModelProto& shell() const { return shell_; }
-  // Editing what the model says of its tensors: value_info, shapes of outputs. Their names are edited through the functions below.
+  // Editing what the model says of its tensors: value_info, shapes of outputs. Their names are edited through the functions
+  // below.
   onnx::ModelProto& mutable_shell() { return shell_; }
 
   // The first node of that name in list order, else the first initializer; -1 if none.

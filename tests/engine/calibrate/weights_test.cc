@@ -71,7 +71,7 @@ std::vector<ChannelMap> Maps() {
       {.run = 50, .period = 200, .block = 10000, .elements = 10000},      // MatMul, input channels
       {.run = 1, .period = 1, .block = 100000, .elements = 100000},       // the whole tensor
       {.run = 100000, .period = 2, .block = 200000, .elements = 200000},  // long runs
-      {.run = 33, .period = 7, .block = 231, .elements = 69300},      // short blocks
+      {.run = 33, .period = 7, .block = 231, .elements = 69300},          // short blocks
   };
 }
 

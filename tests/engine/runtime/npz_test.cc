@@ -213,7 +213,8 @@ TEST(NpzTest, AClaimOfManyMembersAllocatesNothing) {
     const std::string locator = "PK\6\7" + number(0, 4) + number(46, 8) + number(1, 4);
     const std::string end = "PK\5\6" + number(0, 4) + number(0xffff, 2) + number(0xffff, 2) + number(0xffffffff, 4) +
                             number(0xffffffff, 4) + number(0, 2);
-    EXPECT_EQ(ReasonOf(ReadEverything(folder, absl::StrCat("PK\1\2", std::string(42, '\0'), end64, locator, end))), v1::DATA_UNREADABLE);
+    EXPECT_EQ(ReasonOf(ReadEverything(folder, absl::StrCat("PK\1\2", std::string(42, '\0'), end64, locator, end))),
+              v1::DATA_UNREADABLE);
   }
 }
 
