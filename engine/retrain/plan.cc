@@ -16,6 +16,8 @@
 namespace modelpress::engine {
 namespace {
 
+constexpr int kBatchNormScale = 1;  // input of BatchNormalization
+
 bool ComesFromRelu(const Graph& graph, Value value) { return value.is_item() && graph.item(value.item).Is("Relu"); }
 
 // n0 of docs/spec/qat.md sections 5.2 and 8.
@@ -37,12 +39,8 @@ class Planner {
     for (size_t i = 0; i < layers.nodes.size(); ++i) {
       layers_[layers.catalog.layers[i].name] = {layers.nodes[i], &layers.catalog.layers[i].type};
     }
-    std::map<std::string, int> uses;
     for (const auto& [id, name] : all_layers.batch_norms) {
-      ++uses[name];
-    }
-    for (const auto& [id, name] : all_layers.batch_norms) {
-      if (uses[name] == 1) {  // a batch norm that is used again cannot be moved
+      if (graph.UsesOf(graph.InputOf(id, kBatchNormScale)).size() == 1) {  // one that is used again cannot be moved
         batch_norms_[id] = name;
       }
     }

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
-#include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,13 +13,12 @@
 #include "engine/functions/retrain_model.h"
 #include "engine/functions/save_prune_retrain_model.h"
 #include "engine/functions/save_retrain_model.h"
-#include "engine/model/element_type.h"
-#include "engine/runtime/npz.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "onnx/onnx_pb.h"
 #include "tests/engine/safetensors_writer.h"
+#include "tests/golden/checkpoint.h"
 #include "tests/golden/files.h"
 
 namespace modelpress::engine {
@@ -256,30 +253,10 @@ SafetensorsEntry EntryOf(const onnx::TensorProto& tensor, const std::string& nam
   return {name, {tensor.dims().begin(), tensor.dims().end()}, tensor.raw_data()};
 }
 
-// The arrays of an .npz file as safetensors, their names behind `prefix`.
-std::string FromNpz(const fs::path& path, const std::string& prefix) {
-  const std::unique_ptr<NpzFile> npz = *NpzFile::Open(*InputFile::Open(path.filename().string(), path.string()));
-  std::vector<SafetensorsEntry> entries;
-  for (const std::string& name : npz->names()) {
-    const std::unique_ptr<ArrayReader> reader = *npz->OpenArray(name);
-    uint64_t count = 1;
-    for (int64_t dim : reader->dims()) {
-      count *= dim;
-    }
-    std::vector<uint8_t> bytes(FindElementType(reader->data_type())->RawBytes(count));
-    EXPECT_TRUE(reader->Read(absl::MakeSpan(bytes)).ok());
-    entries.push_back({prefix + name,
-                       reader->dims(),
-                       {bytes.begin(), bytes.end()},
-                       reader->data_type() == onnx::TensorProto::INT64 ? "I64" : "F32"});
-  }
-  return WriteSafetensors(entries);
-}
-
 TEST_F(PruneFunctions, RestoreTakesChannelsFromTheRecordFileAndWeightsFromTheCheckpoint) {
   UseCase("restore_random");
   for (const std::string prefix : {"state_dict.", "state_dict.module."}) {  // the second as DataParallel writes it
-    Add("ckpt.safetensors", FromNpz(paths_["state_dict.npz"], prefix));
+    Add("ckpt.safetensors", WriteSafetensors(EntriesOfNpz(paths_["state_dict.npz"], prefix)));
     RetrainModelCall call = CreateCall("prune.cfg");
     call.record_file = "record.txt";
     call.weights = "ckpt.safetensors";
