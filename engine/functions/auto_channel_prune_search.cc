@@ -26,7 +26,7 @@ int64_t ChannelsOf(const PruneNode& producer) { return FindRecordInt(producer, k
 
 // The sensitivities of every producer, by layer: float32 [Cout].
 absl::StatusOr<std::map<std::string, std::vector<float>>> ReadSensitivities(const CallContext& context, const std::string& name,
-                                                                           const std::vector<PruneRecord>& records) {
+                                                                            const std::vector<PruneRecord>& records) {
   const ErrorPlace place = {.field = "sensitivities", .file = name};
   absl::StatusOr<std::shared_ptr<const InputFile>> file = context.files->Open(name);
   MP_RETURN_IF_ERROR(AtPlace(file.status(), place));

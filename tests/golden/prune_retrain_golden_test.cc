@@ -1,5 +1,5 @@
-// The functions that prune, from a model and a configuration to files, on the reference's cases (golden/prune): record files byte by
-// byte, the weights of pruned models bit by bit, errors with their reason. Both with and without the reference's defects.
+// The functions that prune, from a model and a configuration to files, on the reference's cases (golden/prune): record files byte
+// by byte, the weights of pruned models bit by bit, errors with their reason. Both with and without the reference's defects.
 #include <algorithm>
 #include <filesystem>
 #include <map>
@@ -38,7 +38,8 @@ std::vector<std::string> CasesWith(const std::string& file, bool errors = false)
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(kGolden)) {
     const std::string name = entry.path().filename().string();
-    if (fs::exists(entry.path() / "model.onnx") && fs::exists(entry.path() / file) && absl::StartsWith(name, "error_") == errors) {
+    if (fs::exists(entry.path() / "model.onnx") && fs::exists(entry.path() / file) &&
+        absl::StartsWith(name, "error_") == errors) {
       names.push_back(name);
     }
   }
@@ -63,9 +64,9 @@ std::map<std::string, std::string> InitializersOf(const fs::path& path) {
     for (int64_t dim : tensor.dims()) {
       bytes += std::to_string(dim) + ",";
     }
-    bytes += tensor.has_raw_data()
-                 ? tensor.raw_data()
-                 : std::string(reinterpret_cast<const char*>(tensor.float_data().data()), tensor.float_data_size() * sizeof(float));
+    bytes += tensor.has_raw_data() ? tensor.raw_data()
+                                   : std::string(reinterpret_cast<const char*>(tensor.float_data().data()),
+                                                 tensor.float_data_size() * sizeof(float));
   }
   for (const onnx::NodeProto& node : model.graph().node()) {
     if (node.op_type() == "Identity" && tensors.contains(node.input(0))) {
@@ -230,8 +231,9 @@ TEST_F(PruneFunctions, WhatIsPrunedOnlyIsSavedAsItIs) {
 
 TEST_F(PruneFunctions, SavingComparesThePrunedModelWithTheRecordFile) {
   auto save = [&](const std::string& model, const std::string& record) {
-    return Run([&](const CallContext& context, const std::string& name) { return SavePruneRetrainModel(context, name, "m", record); },
-               model);
+    return Run(
+        [&](const CallContext& context, const std::string& name) { return SavePruneRetrainModel(context, name, "m", record); },
+        model);
   };
   UseCase("chain");
   EXPECT_TRUE(save("deploy.onnx", "record.txt").ok());
@@ -304,19 +306,15 @@ class PruneErrorGolden : public PruneGolden {};
 
 TEST_P(PruneErrorGolden, IsRefusedForTheRightReason) {
   static const std::map<std::string, v1::Reason> kReasons = {
-      {"error_empty_cfg", v1::CONFIG_EMPTY},
-      {"error_all_skipped", v1::CONFIG_EMPTY},
-      {"error_no_prunable_layer", v1::CONFIG_EMPTY},
-      {"error_syntax", v1::CONFIG_SYNTAX},
-      {"error_unknown_field", v1::CONFIG_SYNTAX},
-      {"error_unknown_enum", v1::CONFIG_SYNTAX},
-      {"error_ratio_not_number", v1::CONFIG_SYNTAX},
-      {"error_negative_update_freq", v1::CONFIG_SYNTAX},
+      {"error_empty_cfg", v1::CONFIG_EMPTY},         {"error_all_skipped", v1::CONFIG_EMPTY},
+      {"error_no_prunable_layer", v1::CONFIG_EMPTY}, {"error_syntax", v1::CONFIG_SYNTAX},
+      {"error_unknown_field", v1::CONFIG_SYNTAX},    {"error_unknown_enum", v1::CONFIG_SYNTAX},
+      {"error_ratio_not_number", v1::CONFIG_SYNTAX}, {"error_negative_update_freq", v1::CONFIG_SYNTAX},
   };
-  static const std::vector<std::string> kUnknownLayer = {
-      "error_global_skip_unknown", "error_override_bn_selective",   "error_override_unknown_layer",
-      "error_skip_depthwise_layer", "error_skip_unknown_layer",     "error_skip_type_convtranspose",
-      "error_skip_type_unsupported", "error_override_type_unsupported"};
+  static const std::vector<std::string> kUnknownLayer = {"error_global_skip_unknown",    "error_override_bn_selective",
+                                                         "error_override_unknown_layer", "error_skip_depthwise_layer",
+                                                         "error_skip_unknown_layer",     "error_skip_type_convtranspose",
+                                                         "error_skip_type_unsupported",  "error_override_type_unsupported"};
   const bool unknown = std::find(kUnknownLayer.begin(), kUnknownLayer.end(), GetParam()) != kUnknownLayer.end();
   const auto reason = kReasons.find(GetParam());
   const v1::Reason expected = unknown ? v1::CONFIG_UNKNOWN_LAYER : reason == kReasons.end() ? v1::CONFIG_VALUE : reason->second;

@@ -12,9 +12,9 @@
 #include "engine/base/status.h"
 #include "engine/functions/retrain_model.h"
 #include "engine/retrain/plan_json.h"
+#include "gmock/gmock.h"
 #include "google/protobuf/util/json_util.h"
 #include "google/protobuf/util/message_differencer.h"
-#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "modelpress/v1/module_manifest.pb.h"
 #include "nlohmann/json.hpp"
@@ -225,7 +225,8 @@ TEST_P(RetrainPlanGoldenTest, ThePrunedModelHasTheReferencesShapes) {
   for (const onnx::TensorProto& tensor : pruned.graph().initializer()) {
     ASSERT_TRUE(expected.contains(tensor.name())) << tensor.name();
     const onnx::TensorProto& other = *expected[tensor.name()];
-    EXPECT_TRUE(std::equal(tensor.dims().begin(), tensor.dims().end(), other.dims().begin(), other.dims().end())) << tensor.name();
+    EXPECT_TRUE(std::equal(tensor.dims().begin(), tensor.dims().end(), other.dims().begin(), other.dims().end()))
+        << tensor.name();
     EXPECT_EQ(tensor.raw_data(), other.raw_data()) << tensor.name();
   }
   EXPECT_EQ(pruned.opset_import_size(), 1);

@@ -66,7 +66,8 @@ class TwoConvsTest : public RetrainFunctionsTest {
     builder.Node("Relu", "/relu/Relu", {"a"}, {"b"});
     builder.Node("Conv", "/conv2/Conv", {"b", "conv2.weight"}, {"y"});
     Write("model.onnx", builder.proto().SerializeAsString());
-    Write("prune.cfg", "prune_config { filter_pruner { balanced_l2_norm_filter_prune { prune_ratio: 0.5 ascend_optimized: false } } }");
+    Write("prune.cfg",
+          "prune_config { filter_pruner { balanced_l2_norm_filter_prune { prune_ratio: 0.5 ascend_optimized: false } } }");
   }
 
   RetrainModelCall call_ = {
@@ -178,6 +179,15 @@ TEST_F(TrainedModelTest, MarkedModelsAreNotSavedAsTheyAre) {
   auto save = [](const CallContext& context, const std::string& model) { return SavePruneRetrainModel(context, model, "m"); };
   EXPECT_EQ(ReasonOf(Run(save, std::string("strip.onnx")).status()), v1::MODEL_MARKED);
   EXPECT_TRUE(Run(save, std::string("model.onnx")).ok());
+}
+
+TEST_F(TrainedModelTest, EveryFunctionReadsMarkedExports) {
+  const auto created = Run(CreateQuantConfig, CreateQuantConfigCall{.config_file = "ptq.json", .model = "create.onnx"});
+  ASSERT_TRUE(created.ok()) << created.status();
+  const json config = json::parse(ReadFile(output_.path() / "ptq.json"));
+  for (const char* layer : {"c1", "c2", "c3", "fc"}) {
+    EXPECT_TRUE(config.contains(layer)) << layer;
+  }
 }
 
 TEST_F(TrainedModelTest, TheConfigurationIsTheReferences) {

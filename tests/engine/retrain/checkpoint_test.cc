@@ -90,8 +90,7 @@ TEST_F(LinearTest, TakesTheNamedEntryOfTheCheckpointAndDropsDataParallelsPrefix)
 }
 
 TEST_F(LinearTest, NamesWhatIsMissingAndWhatIsTooMuch) {
-  const absl::Status status =
-      Load({FloatTensorOf("other.weight", {1}, {1}), FloatTensorOf("bn.num_batches_tracked", {}, {1})});
+  const absl::Status status = Load({FloatTensorOf("other.weight", {1}, {1}), FloatTensorOf("bn.num_batches_tracked", {}, {1})});
   EXPECT_EQ(ReasonOf(status), v1::WEIGHTS_INVALID);
   EXPECT_EQ(MetadataOf(status)["missing"], "fc.weight");
   EXPECT_EQ(MetadataOf(status)["unexpected"], "other.weight");
@@ -126,10 +125,12 @@ TEST_F(LinearTest, LooksBelowTheWrapper) {
   auto entries = [&](int64_t scales) {
     Tensor weight = weight_;
     weight.header.set_name("fc.quant_module.replaced_module.weight");
-    return std::vector<Tensor>{weight, FloatTensorOf("fc.quant_module.acts_clip_max", {}, {1}),
+    return std::vector<Tensor>{weight,
+                               FloatTensorOf("fc.quant_module.acts_clip_max", {}, {1}),
                                FloatTensorOf("fc.quant_module.acts_clip_min", {}, {-1}),
                                FloatTensorOf("fc.quant_module.wts_scales", {scales}, std::vector<float>(scales, 0.5F)),
-                               FloatTensorOf("fc.scale_w", {1}, {1}), FloatTensorOf("fc.record_module.quant_layer_num", {}, {1})};
+                               FloatTensorOf("fc.scale_w", {1}, {1}),
+                               FloatTensorOf("fc.record_module.quant_layer_num", {}, {1})};
   };
   const absl::Status status = Load(entries(1));
   ASSERT_TRUE(status.ok()) << status;
@@ -165,7 +166,9 @@ TEST_F(CheckpointTest, RefusesAModelWithFoldedBatchNorms) {
 
 // ONNX wants the gates of a GRU as z, r, h, torch has r, z, n; both biases are one tensor.
 TEST_F(CheckpointTest, OrdersTheGatesOfRecurrentLayers) {
-  builder_.Input("h", {1, 2, 1}).Initializer("onnx::GRU_1", {1, 3, 2}, Counting(6)).Initializer("onnx::GRU_2", {1, 3, 1}, Counting(3));
+  builder_.Input("h", {1, 2, 1})
+      .Initializer("onnx::GRU_1", {1, 3, 2}, Counting(6))
+      .Initializer("onnx::GRU_2", {1, 3, 1}, Counting(3));
   builder_.Initializer("onnx::GRU_3", {1, 6}, Counting(6));
   AddInt(builder_.Node("GRU", "/rnn/GRU", {"x", "onnx::GRU_1", "onnx::GRU_2", "onnx::GRU_3", "", "h"}, {"y"}), "hidden_size", 1);
   const absl::Status status = Load(
