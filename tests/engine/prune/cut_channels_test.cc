@@ -15,7 +15,6 @@
 namespace modelpress::engine {
 namespace {
 
-using AMCTPytorchProto::PruneNode;
 using AMCTPytorchProto::PruneRecord;
 using testing::ElementsAre;
 using testing::HasSubstr;
