@@ -17,8 +17,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "engine/base/status.h"
+#include "engine/prune/layer_weight.h"
 #include "engine/prune/prune_graph.h"
-#include "engine/prune/tensor_shapes.h"
+#include "engine/prune/record_attributes.h"
+#include "engine/prune/shapes.h"
 #include "engine/quantize/op_rules.h"
 #include "google/protobuf/util/message_differencer.h"
 
@@ -115,7 +117,8 @@ class Finder {
       : graph_(graph), layers_(layers), enabled_(enabled), extended_(options.extended), defects_(defects) {}
 
   absl::StatusOr<PruneGroups> Find() {
-    shapes_ = TensorShapes::Infer(graph_);
+    MP_ASSIGN_OR_RETURN(const ShapeModel shapes, ShapeModel::Create(graph_));
+    shapes_ = shapes.original().shapes;
     absl::flat_hash_set<ItemId> linears;
     for (const Layer& layer : layers_.layers) {
       if (layer.node >= 0) {
@@ -149,21 +152,15 @@ class Finder {
 
   std::string Described(int n) const { return absl::StrCat(node(n).op_type, " '", node(n).name, "'"); }
 
-  std::vector<int64_t> ConstantDims(ItemId item, int input) const {
-    const std::optional<ConstantOperand> operand = FindConstantOperand(graph_, graph_.InputOf(item, input));
-    return operand.has_value() ? DimsOf(graph_, *operand) : std::vector<int64_t>();
-  }
-
   // Null: not known.
   const std::vector<int64_t>* ShapeOf(Value value) const {
-    return value.is_none() ? nullptr : shapes_.Find(graph_.NameOf(value));
+    return value.is_none() ? nullptr : FindShape(shapes_, graph_.NameOf(value));
   }
 
   Operator OperatorOf(int n) const {
     Operator op;
     const ItemId item = node(n).item;
     const std::string& type = node(n).op_type;
-    const std::vector<int64_t> dims = ConstantDims(item, 1);
     const bool batch_norm = type == "BatchNormalization";
     // Modules that are used several times, weights that several layers have, and what is no layer at all (x @ y) stop the
     // reference with an error (P-7) or break the model (P-8).
@@ -178,31 +175,31 @@ class Finder {
         op.unusable = "not all its parameters are constants of the model";
       }
     }
-    if (dims.size() < (batch_norm ? 1 : 2)) {
-      op.unusable = op.unusable.empty() ? "its weight is missing" : op.unusable;
+    if (batch_norm) {
+      const std::optional<ConstantOperand> scale = FindConstantOperand(graph_, graph_.InputOf(item, 1));
+      const std::vector<int64_t> dims = scale.has_value() ? DimsOf(graph_, *scale) : std::vector<int64_t>();
+      op.in_channels = op.out_channels = dims.size() == 1 ? dims[0] : -1;
       return op;
     }
-    if (batch_norm) {
-      op.in_channels = op.out_channels = dims[0];
-    } else if (type == "Conv" || type == "ConvTranspose") {
-      const int64_t group = GroupOf(graph_.item(item));
-      if (group < 1 || dims[0] % group != 0) {
-        op.unusable = "its groups do not fit its weight";
-        return op;
-      }
-      const bool transposed = type == "ConvTranspose";
-      op.in_channels = transposed ? dims[0] : dims[1] * group;
-      op.out_channels = transposed ? dims[1] * group : dims[0];
-      op.depthwise = !transposed && dims[1] == 1 && !(extended_ && group == 1);  // P-6
-      op.can_be_active = !transposed && dims.size() == 4 && !op.depthwise;
-      op.group = dims[1] == 1 ? 1 : group;
-    } else {
-      const bool transposed = type == "Gemm" && IntAttribute(graph_.item(item).node.proto, "transB", 0) != 0;
-      op.in_channels = dims[transposed ? 1 : 0];
-      op.out_channels = dims[transposed ? 0 : 1];
+    const absl::StatusOr<LayerWeight> weight = FindLayerWeight(graph_, item);
+    if (!weight.ok()) {
+      op.unusable = op.unusable.empty() ? "its weight is none of a torch module's" : op.unusable;
+      return op;
+    }
+    const std::vector<int64_t>& dims = weight->dims;
+    if (type == "Gemm" || type == "MatMul") {
+      op.in_channels = dims[1];
+      op.out_channels = dims[0];
       op.axis = kLast;
       op.can_be_active = true;
+      return op;
     }
+    const bool transposed = type == "ConvTranspose";
+    op.in_channels = transposed ? dims[0] : dims[1] * weight->groups;
+    op.out_channels = transposed ? dims[1] * weight->groups : dims[0];
+    op.depthwise = !transposed && dims[1] == 1 && !(extended_ && weight->groups == 1);  // P-6
+    op.can_be_active = !transposed && dims.size() == 4 && !op.depthwise;
+    op.group = dims[1] == 1 ? 1 : weight->groups;
     return op;
   }
 
@@ -435,7 +432,7 @@ class Finder {
       }
       return absl::OkStatus();
     }
-    if (enabled_.contains(node(n).name)) {
+    if (enabled_.contains(node(n).name) && !simple_.unused.contains(node(n).item)) {
       const int64_t prune_group = op.group == 1 ? 0 : op.group;
       records_.push_back({.producers = {{.node = n, .end = op.out_channels, .group = op.group, .prune_group = prune_group}}});
       Carry(n, {.segments = {{.record = static_cast<int>(records_.size()) - 1, .width = op.out_channels}}, .axis = op.axis});
@@ -445,7 +442,7 @@ class Finder {
 
   // Makes `n` a consumer of the records that its input carries. Returns what is left of them, as `n` hands it on.
   absl::StatusOr<Layout> Consume(int n, const Operator& op) {
-    const Layout layout = InputLayout(n, 0);
+    Layout layout = InputLayout(n, 0);
     if (layout.empty()) {
       return layout;
     }
@@ -760,16 +757,16 @@ class Finder {
     AMCTPytorchProto::PruneNode entry;
     entry.set_name(node(member.node).name);
     AttrProto& type = *entry.add_attr();
-    type.set_name("type");
+    type.set_name(kPruneTypeAttribute);
     type.set_type(AttrProto::STRING);
     type.set_s(node(member.node).op_type);
-    AddInt(entry, "begin", member.begin);
-    AddInt(entry, "end", member.end);
+    AddInt(entry, kPruneBeginAttribute, member.begin);
+    AddInt(entry, kPruneEndAttribute, member.end);
     if (member.group != 1) {
-      AddInt(entry, "group", member.group);
+      AddInt(entry, kGroupAttribute, member.group);
     }
     if (producer && member.prune_group != 0) {
-      AddInt(entry, "prune_group", member.prune_group);
+      AddInt(entry, kPruneGroupAttribute, member.prune_group);
     }
     return entry;
   }
@@ -806,7 +803,7 @@ class Finder {
         reason = "it is no layer of the model";
       } else if (!layer->second->why_not_at_all.empty()) {
         reason = layer->second->why_not_at_all;
-      } else if (!index_.contains(layer->second->node)) {
+      } else if (!index_.contains(layer->second->node) || simple_.unused.contains(layer->second->node)) {
         reason = "its output is not used";
       } else {
         const Operator op = OperatorOf(index_.at(layer->second->node));

@@ -94,6 +94,9 @@ class Simplifier {
       }
       if (item.is_node()) {
         simple_.nodes.push_back({.item = id, .op_type = TypeOf(item), .name = item.name, .inputs = item.inputs});
+        if (std::all_of(item.uses.begin(), item.uses.end(), [](const std::vector<Use>& uses) { return uses.empty(); })) {
+          simple_.unused.insert(id);
+        }
       }
     }
   }
@@ -272,7 +275,7 @@ class Simplifier {
     // From opset 13 on the axis may be any; torch's opset-11 form of another one than the last has Transposes around it.
     const Item& item = graph_.item(node.item);
     const int64_t axis = IntAttribute(item.node.proto, "axis", -1);
-    const std::vector<int64_t>* shape = shapes_.Find(graph_.NameOf(Value{node.item, 0}));
+    const std::vector<int64_t>* shape = FindShape(shapes_, graph_.NameOf(Value{node.item, 0}));
     return axis == -1 || (shape != nullptr && axis == static_cast<int64_t>(shape->size()) - 1);
   }
 
@@ -291,6 +294,9 @@ class Simplifier {
         Value source = node.inputs[input];
         redirect(source);  // what stands before is redirected already
         instead[node.item] = source;
+        if (simple_.unused.erase(node.item) > 0) {
+          simple_.unused.insert(source.item);
+        }
       }
     }
     for (PruneNode& node : simple_.nodes) {
@@ -300,9 +306,9 @@ class Simplifier {
     RemoveDeadNodes();
   }
 
-  // Pass 7. The nodes are in topological order.
+  // Pass 7: what only operators read that are left out. The nodes are in topological order.
   void RemoveDeadNodes() {
-    absl::flat_hash_set<ItemId> read;
+    absl::flat_hash_set<ItemId> read = simple_.unused;
     for (const Value& output : simple_.outputs) {
       read.insert(output.item);
     }

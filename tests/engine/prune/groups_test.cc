@@ -250,7 +250,7 @@ TEST(PruneGroupsTest, GroupsThatFitNoWeightMakeALayerABarrier) {
     AddInt(net.Op("Conv", "b", {"a", "b.weight"}), "group", group);
     net.Output("b");
     EXPECT_THAT(Lines(net), IsEmpty()) << group;
-    EXPECT_THAT(Groups(net).left_alone.at("a"), HasSubstr("its groups do not fit its weight")) << group;
+    EXPECT_THAT(Groups(net).left_alone.at("a"), HasSubstr("its weight is none of a torch module's")) << group;
   }
 }
 
@@ -364,14 +364,14 @@ TEST(PruneGroupsTest, ASubgraphThatReadsATensorEndsItsRecord) {
   EXPECT_THAT(Groups(net).left_alone, testing::Contains(Pair("a", "its output reaches If 'if'")));
 }
 
-TEST(PruneGroupsTest, WhatNothingReadsDoesNotCount) {
+TEST(PruneGroupsTest, WhatReadsATensorInVainMustSuitItAllTheSame) {
   Net net;
-  net.Conv("a", "x", 3, 8).Conv("b", "a", 8, 4).Conv("dead", "a", 8, 4).Op("Sigmoid", "act", {"dead"});
+  net.Conv("a", "x", 3, 8).Conv("b", "a", 8, 4).Conv("vain", "a", 8, 4).Op("Relu", "relu", {"vain"});
   net.Output("b");
   const PruneGroups groups = Groups(net);
   ASSERT_THAT(groups.records, SizeIs(1));
-  EXPECT_EQ(Line(groups.records[0]), "a 0:8 -> b 0:8");
-  EXPECT_THAT(groups.left_alone, testing::Contains(Pair("dead", "its output is not used")));
+  EXPECT_EQ(Line(groups.records[0]), "a 0:8 -> b 0:8, vain 0:8");
+  EXPECT_THAT(groups.left_alone, testing::Contains(Pair("vain", "its output is not used")));
 }
 
 TEST(PruneGroupsTest, AResizeThatKeepsTheChannelsIsPassed) {
