@@ -11,7 +11,9 @@ import onnx.numpy_helper
 import pytest
 import torch
 from golden_cuts import cut_tensor, cuts_of, filter_cuts
-from modelpress.torch_rewrite import apply_cuts, copy_model
+from modelpress.torch_record import RecordFile
+from modelpress.torch_rewrite import apply_cuts, apply_plan, copy_model
+from modelpress.v1 import rewrite_plan_pb2
 from qat_cases import GOLDEN as GOLDEN_QAT
 from qat_cases import Case
 from torch import nn
@@ -153,6 +155,16 @@ def test_parameters_stay_what_they_are() -> None:
     model(torch.randn(2, 3, 5, 5, dtype=torch.float64)).sum().backward()
 
 
+@pytest.mark.parametrize("kind", ["", "BatchNorm1d", "BatchNorm2d"])
+def test_batch_norms_that_the_graph_does_not_tell_apart(kind: str) -> None:
+    model = two_convs()
+    model[1] = nn.SyncBatchNorm(4)
+    cuts = [dict(cut) for cut in CUTS]
+    cuts[1]["type"] = kind
+    apply_cuts(model, cuts_of(*cuts))
+    assert model[1].num_features == 2
+
+
 def test_a_module_is_cut_several_times() -> None:
     model = nn.Sequential(nn.Linear(6, 6))
     weight = model[0].weight.detach().clone()
@@ -210,6 +222,7 @@ def test_tied_parameters_that_are_cut_differently(cuts: list[dict[str, Any]]) ->
 @pytest.mark.parametrize(
     ("index", "change", "text"),
     [
+        (1, {"type": "Conv1d"}, "1 is a BatchNorm2d instead of a Conv1d"),
         (2, {"module": "9"}, "no module '9'"),
         (2, {"type": "Linear"}, "2 is a Conv2d instead of a Linear"),
         (2, {"attributes": {"in_feature": 2}}, "2 has no attribute in_feature"),
@@ -240,3 +253,38 @@ def test_a_module_that_cannot_be_copied() -> None:
     model.last = model(torch.randn(1, 3, 5, 5))
     with pytest.raises(RuntimeError, match=r"the model cannot be copied .*results of a forward"):
         copy_model(model)
+
+
+class WithHead(nn.Module):
+    """A second head, which only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = two_convs()
+        self.head = nn.Sequential(nn.Dropout(), nn.Conv2d(4, 2, 1))
+        self.tail = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor, *, scale: float = 1.0) -> Any:
+        y = self.body[1](self.body[0](x))
+        result = self.tail(self.body[2](y)) * scale
+        return (result, self.head(y)) if self.training else result
+
+
+def test_layers_that_only_training_uses(tmp_path: Path) -> None:
+    model = WithHead().eval()
+    cuts = [{**cut, "module": f"body.{cut['module']}"} for cut in CUTS]
+    plan = rewrite_plan_pb2.RewritePlan(cuts=cuts_of(*cuts))
+    state, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    record = RecordFile(tmp_path / "r.txt")
+    inputs = (torch.randn(2, 3, 5, 5), {"scale": 2.0})
+    torch.set_rng_state(generator)
+    with pytest.raises(RuntimeError, match=r"training mode: head\.1 fails .*regular_prune_skip_layers"):
+        apply_plan(model, plan, record, input_data=inputs)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    apply_plan(model, plan, record)
+    # Before the cuts it does not run either: one value per channel.
+    apply_plan(model, plan, record, input_data=torch.randn(1, 3, 3, 3))
+    model.head = nn.Identity()
+    assert apply_plan(model, plan, record, input_data=inputs).body[0].out_channels == 2
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

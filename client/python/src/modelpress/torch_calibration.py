@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from modelpress.torch_export import as_tuple
+from modelpress.torch_export import call_arguments
 
 Batch = dict[str, Any]  # input of the model -> numpy array
 
@@ -25,11 +25,7 @@ class InputBinder:
             RuntimeError: tensors and inputs cannot be told to belong together.
         """
         self._signature = inspect.signature(module.forward)
-        arguments = as_tuple(input_data)
-        keywords: Mapping[str, Any] = {}
-        if arguments and isinstance(arguments[-1], dict):  # the exporter's way to give keyword arguments
-            *positional, keywords = arguments
-            arguments = tuple(positional)
+        arguments, keywords = call_arguments(input_data)
         self._leaves = self._flatten(arguments, keywords)
         ways = list(_alignments(self._leaves, inputs))
         if len(ways) != 1:

@@ -26,7 +26,7 @@ def export(
 
     Beyond 2 GB the exporter puts the tensors into files beside `path`.
     """
-    arguments = _to_device(as_tuple(input_data), _device_of(model))
+    arguments = to_device_of(model, as_tuple(input_data))
     # Newer versions of torch choose another exporter by default; older ones do not know the parameter.
     exporter = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with _eval_mode(model), torch.no_grad():
@@ -123,6 +123,19 @@ def as_tuple(input_data: Any) -> tuple[Any, ...]:
     if not isinstance(input_data, tuple):
         raise RuntimeError("input data type must be tuple or torch.Tensor!")
     return input_data
+
+
+def call_arguments(input_data: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the call that the exporter traces: a dict at the end holds the latter."""
+    arguments = as_tuple(input_data)
+    if arguments and isinstance(arguments[-1], dict):
+        return arguments[:-1], arguments[-1]
+    return arguments, {}
+
+
+def to_device_of(model: torch.nn.Module, value: Any) -> Any:
+    """The value with its tensors on the device that the module's are on."""
+    return _to_device(value, _device_of(model))
 
 
 @contextmanager

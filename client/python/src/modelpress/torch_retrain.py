@@ -31,7 +31,7 @@ from modelpress.torch_arguments import (
     check_save_path,
     check_type,
 )
-from modelpress.torch_export import as_tuple, export, write_manifest
+from modelpress.torch_export import as_tuple, export, to_device_of, write_manifest
 from modelpress.torch_marks import export_with_marks
 from modelpress.torch_record import RecordFile
 from modelpress.torch_rewrite import apply_plan, copy_model, retraining_of
@@ -39,7 +39,7 @@ from modelpress.torch_session import SessionBase
 from modelpress.torch_wrappers import RetrainQuant, RNNRetrainQuant, is_wrapped, strip
 from modelpress.v1 import rewrite_plan_pb2
 
-InputData: TypeAlias = "tuple[Any, ...] | torch.Tensor"
+InputData: TypeAlias = tuple[Any, ...] | torch.Tensor
 
 _LOGGER = logging.getLogger("modelpress")
 
@@ -395,7 +395,7 @@ class RetrainSession(SessionBase):
         with self._exported(model, input_data) as files:
             plan = self._plan(function, call, files)
             content = files.record.read_bytes()
-        rewritten = self._rewritten(model, plan, record_file, content, weights)
+        rewritten = self._rewritten(model, plan, record_file, content, weights, input_data)
         write_file(record_file, content)
         return rewritten
 
@@ -418,9 +418,11 @@ class RetrainSession(SessionBase):
         record_file: Path,
         content: bytes,
         weights: Mapping[str, Any] | None,
+        input_data: InputData | None = None,
     ) -> torch.nn.Module:
         record = RecordFile(record_file.absolute(), _parse_record(content))
-        rewritten = apply_plan(model, plan, record, reference_defects=self._reference_defects)
+        defects = self._reference_defects
+        rewritten = apply_plan(model, plan, record, reference_defects=defects, input_data=input_data)
         if weights is not None:
             rewritten.load_state_dict(weights)
         return rewritten
@@ -529,11 +531,11 @@ def _taylor_sensitivities(model: torch.nn.Module, data: torch.Tensor, label: tor
     """For each layer the sum of |weight * gradient| by output channel, float32 (docs/spec/prune.md section 13, 3)."""
     model = copy_model(model).eval().requires_grad_(True)
     model.zero_grad()
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    output = model(data.to(device))
+    data, label = to_device_of(model, (data, label))
+    output = model(data)
     if not isinstance(output, torch.Tensor):
         raise RuntimeError(f"forward must return one tensor to compare with the label, not a {type(output).__name__}")
-    torch.nn.functional.l1_loss(output, label.to(device)).backward()
+    torch.nn.functional.l1_loss(output, label).backward()
     sensitivities = {}
     for name, module in model.named_modules():
         if type(module).__name__ in _SENSITIVE_TYPES and module.weight.grad is not None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from modelpress.torch_export import as_tuple, call_arguments, to_device_of
 from modelpress.torch_record import RecordFile
 from modelpress.torch_wrappers import wrap
 from modelpress.v1 import rewrite_plan_pb2
@@ -31,15 +32,30 @@ class Retraining:
 
 
 def apply_plan(
-    model: ModuleT, plan: rewrite_plan_pb2.RewritePlan, record: RecordFile, *, reference_defects: bool = False
+    model: ModuleT,
+    plan: rewrite_plan_pb2.RewritePlan,
+    record: RecordFile,
+    *,
+    reference_defects: bool = False,
+    input_data: tuple[Any, ...] | torch.Tensor | None = None,
 ) -> ModuleT:
     """A copy of the module with the plan's channels cut and its layers wrapped.
 
+    Args:
+        model: the module that the plan was made for.
+        plan: the service's answer.
+        record: the record file that the wrapped layers write to.
+        reference_defects: see torch_wrappers.wrap.
+        input_data: to check a forward in training mode with after channels were cut; None: no check.
+
     Raises:
-        RuntimeError: the module cannot be copied, or the plan does not fit it.
+        RuntimeError: the module cannot be copied, the plan does not fit it, or only training uses layers that now get
+            fewer channels than they take.
     """
     rewritten = copy_model(model)
     apply_cuts(rewritten, plan.cuts)
+    if plan.cuts and input_data is not None:
+        _check_training(model, rewritten, input_data)
     if plan.layers:
         wrap(rewritten, plan, record, reference_defects=reference_defects)
     setattr(rewritten, _ATTRIBUTE, Retraining(plan, record))
@@ -137,12 +153,19 @@ def _find(model: torch.nn.Module, cut: Any) -> torch.nn.Module:
         module = model.get_submodule(cut.module)
     except AttributeError as error:
         raise _misfit(f"the model has no module {cut.module!r}") from error
-    if type(module).__name__ != cut.type:
+    if not _is_a(module, cut.type):
         raise _misfit(f"{cut.module} is a {type(module).__name__} instead of a {cut.type}")
     for name in cut.attributes:
         if not hasattr(module, name):
             raise _misfit(f"{cut.module} has no attribute {name}")
     return module
+
+
+def _is_a(module: torch.nn.Module, name: str) -> bool:
+    """Whether a module is of the plan's class; graphs do not tell every class, nor one batch norm from another."""
+    if not name or (name.startswith("BatchNorm") and isinstance(module, torch.nn.modules.batchnorm._BatchNorm)):
+        return True
+    return name in {kind.__name__ for kind in type(module).__mro__}
 
 
 def _check_cut(place: str, shape: list[int], cut: Any) -> None:
@@ -207,3 +230,39 @@ def copy_model(model: ModuleT) -> ModuleT:
             f"the model cannot be copied ({error}); remove what copy.deepcopy does not copy from its modules: "
             "results of a forward, process groups, locks, open files"
         ) from error
+
+
+def _check_training(
+    before: torch.nn.Module, after: torch.nn.Module, input_data: tuple[Any, ...] | torch.Tensor
+) -> None:
+    """Raises RuntimeError where cut channels break what the exported graph does not have (prune.md section 16, P-13).
+
+    A module that does not run before the cuts either (a batch norm with one value per channel) tells nothing.
+    """
+    failure = _failure_of_training(after, input_data)
+    if failure is not None and _failure_of_training(before, input_data) is None:
+        name, error = failure
+        raise RuntimeError(
+            f"without the channels to be cut the module does not run in training mode: {name or 'its forward'} fails "
+            f"({error}). What only training uses is not pruned with the rest: leave the layers in front of it out of "
+            "the pruning (regular_prune_skip_layers), or turn it off"
+        ) from error
+
+
+def _failure_of_training(
+    model: torch.nn.Module, input_data: tuple[Any, ...] | torch.Tensor
+) -> tuple[str, Exception] | None:
+    """The module in which a forward of a copy in training mode fails, and how; None if it succeeds."""
+    model = copy_model(model).train()
+    entered: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: entered.append(name))
+        module.register_forward_hook(lambda *_: (entered.pop(), None)[1])
+    arguments, keywords = call_arguments(to_device_of(model, as_tuple(input_data)))
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices), torch.no_grad():
+        try:
+            model(*arguments, **keywords)
+        except Exception as error:  # whatever the caller's code raises
+            return entered[-1] if entered else "", error
+    return None
