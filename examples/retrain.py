@@ -66,9 +66,9 @@ class Residual(nn.Module):
 class ResidualNet(nn.Module):
     """Images to logits of ten classes."""
 
-    def __init__(self, image_channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, image_channels: int, widths: Sequence[int], stride: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(image_channels, widths[0], 3, stride, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
         blocks = [Residual(widths[max(i - 1, 0)], width, stride=1 if i == 0 else 2) for i, width in enumerate(widths)]
@@ -102,19 +102,20 @@ class Task(NamedTuple):
 
     data: Data
     widths: Sequence[int]
+    stride: int  # of the first layer
     epochs: int  # of the float network
     retraining_epochs: int
 
     def new_network(self) -> nn.Module:
         """An untrained one."""
-        return ResidualNet(self.data.train_images.shape[1], self.widths)
+        return ResidualNet(self.data.train_images.shape[1], self.widths, self.stride)
 
 
 def digits_task() -> Task:
     """scikit-learn's digits; half a minute in all."""
     import digits_data
 
-    return Task(Data(*(torch.from_numpy(array) for array in digits_data.load())), [16, 32], 15, 3)
+    return Task(Data(*(torch.from_numpy(array) for array in digits_data.load())), [16, 32], 1, 15, 3)
 
 
 def cifar10_task(folder: Path) -> Task:
@@ -125,7 +126,7 @@ def cifar10_task(folder: Path) -> Task:
         images = torch.from_numpy(rows[:, 1:].reshape(-1, 3, 32, 32).astype(np.float32)) / 255
         return (images - 0.45) / 0.25, torch.from_numpy(rows[:, 0].astype(np.int64))
 
-    return Task(Data(*read("train_8000.bin"), *read("test_4000.bin")), [16, 32, 64], 20, 5)
+    return Task(Data(*read("train_8000.bin"), *read("test_4000.bin")), [16, 32, 64], 2, 20, 4)
 
 
 def train(model: nn.Module, data: Data, epochs: int, rate: float) -> None:
