@@ -174,7 +174,8 @@ absl::StatusOr<SavedModels> SaveCompressedRetrainModel(const CallContext& contex
   context.progress("read", 0, 0);
   MP_ASSIGN_OR_RETURN(ParsedRecord record, ReadRecordFile(context, call.record_file));
   if (record.record.record_size() == 0 && record.record.prune_record_size() > 0) {
-    return SavePruned(context, "save_compressed_retrain_model", call.model, call.save_path, call.record_file);
+    return SavePruned(context, "save_compressed_retrain_model", call.model, call.save_path, call.record_file,
+                      {"the record file has no factors: the model is saved as it is, not quantized"});
   }
   MP_ASSIGN_OR_RETURN(NamedModel model, ReadNamedModel(context, call.model, "model", call.module_manifest,
                                                        {call.input_names, call.output_names, call.dynamic_axes}));
