@@ -44,12 +44,8 @@ ScratchFolder::~ScratchFolder() {
 }
 
 std::set<std::string> LayersWithoutFusion(const Layers& layers, const QuantConfig& config) {
-  std::set<std::string> names = config.skip_fusion_layers;
-  for (const Layer& layer : layers.layers) {
-    if (layer.pads_otherwise) {
-      names.insert(layer.config.name);
-    }
-  }
+  std::set<std::string> names = layers.OtherwisePadded();
+  names.insert(config.skip_fusion_layers.begin(), config.skip_fusion_layers.end());
   return names;
 }
 

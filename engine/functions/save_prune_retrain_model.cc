@@ -50,7 +50,8 @@ absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, co
 }
 
 absl::StatusOr<SavedModels> SavePruned(const CallContext& context, const std::string& function, const std::string& model,
-                                       const std::string& save_path, const std::string& record_file) {
+                                       const std::string& save_path, const std::string& record_file,
+                                       std::vector<std::string> warnings) {
   const ErrorPlace place = {.field = "model", .file = model};
   MP_ASSIGN_OR_RETURN(const SavePath path, SavePath::Parse(save_path));
   context.progress("read", 0, 0);
@@ -61,6 +62,7 @@ absl::StatusOr<SavedModels> SavePruned(const CallContext& context, const std::st
 
   context.progress("check", 0, 0);
   SavedModels result;
+  result.warnings = std::move(warnings);
   MP_RETURN_IF_ERROR(AtPlace(CheckUnmarked(*read), place));
   MP_RETURN_IF_ERROR(AtPlace(Graph::Create(*read, context.defects).status(), place));
   if (!record_file.empty()) {

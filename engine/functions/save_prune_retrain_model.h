@@ -19,9 +19,10 @@ namespace modelpress::engine {
 absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, const std::string& model,
                                                   const std::string& save_path, const std::string& record_file = "");
 
-// The same under another function's name in the report.
+// The same under another function's name in the report, with `warnings` of its own.
 absl::StatusOr<SavedModels> SavePruned(const CallContext& context, const std::string& function, const std::string& model,
-                                       const std::string& save_path, const std::string& record_file);
+                                       const std::string& save_path, const std::string& record_file,
+                                       std::vector<std::string> warnings = {});
 
 // Checks a model whose nodes have the layers' names against the prune records: every pruned layer has its width (PRUNE_FAILED),
 // and every sparse one two zeros in four (NOT_SPARSE). A pruned layer that is not found gives a warning: an export may lose its

@@ -30,7 +30,10 @@ constexpr char kForceFp16[] = "FORCE_FP16_QUANT";  // fakequant_precision_mode
 absl::Status CheckInferenceMode(const Graph& graph) {
   for (ItemId id : graph.Order()) {
     const Item& item = graph.item(id);
-    if (item.Is("BatchNormalization") && (IntAttribute(item.node.proto, "training_mode", 0) != 0 || item.outputs.size() > 1)) {
+    const bool updates_statistics = std::any_of(item.outputs.begin(), item.outputs.end(), [&](const std::string& output) {
+      return !output.empty() && output != item.outputs[0];
+    });
+    if (item.Is("BatchNormalization") && (IntAttribute(item.node.proto, "training_mode", 0) != 0 || updates_statistics)) {
       return MakeError(v1::NODE_UNSUPPORTED,
                        "the batch norm is in training mode: call eval() on the module before it is exported",
                        {.layer = item.name});
@@ -43,19 +46,14 @@ absl::Status CheckInferenceMode(const Graph& graph) {
 // in raw_data, new biases behind their weights, and nothing is said of the tensors of marks that went with their batch norms.
 absl::StatusOr<Graph> FoldedGraph(NamedModel model, const ReferenceDefects& defects, std::vector<std::string>& warnings) {
   MP_RETURN_IF_ERROR(CheckInferenceMode(model.graph));
-  std::set<std::string> skipped;
-  for (const Layer& layer : model.layers.layers) {
-    if (layer.pads_otherwise) {
-      skipped.insert(layer.config.name);
-    }
-  }
   std::set<ItemId> had_bias;
   for (ItemId id : model.graph.Order()) {
     if (model.graph.item(id).Is("Conv") && !model.graph.InputOf(id, kBias).is_none()) {
       had_bias.insert(id);
     }
   }
-  MP_ASSIGN_OR_RETURN(const FoldedBatchNorms folded, FoldBatchNorms(model.graph, skipped, NewBiasName::kByWeight));
+  MP_ASSIGN_OR_RETURN(const FoldedBatchNorms folded,
+                      FoldBatchNorms(model.graph, model.layers.OtherwisePadded(), NewBiasName::kByWeight));
   warnings.insert(warnings.end(), folded.warnings.begin(), folded.warnings.end());
 
   std::set<std::string> computed;
@@ -174,7 +172,8 @@ absl::StatusOr<SavedModels> SaveCompressedRetrainModel(const CallContext& contex
   context.progress("read", 0, 0);
   MP_ASSIGN_OR_RETURN(ParsedRecord record, ReadRecordFile(context, call.record_file));
   if (record.record.record_size() == 0 && record.record.prune_record_size() > 0) {
-    return SavePruned(context, "save_compressed_retrain_model", call.model, call.save_path, call.record_file);
+    return SavePruned(context, "save_compressed_retrain_model", call.model, call.save_path, call.record_file,
+                      {"the record file has no factors: the model is saved as it is, not quantized"});
   }
   MP_ASSIGN_OR_RETURN(NamedModel model, ReadNamedModel(context, call.model, "model", call.module_manifest,
                                                        {call.input_names, call.output_names, call.dynamic_axes}));

@@ -848,6 +848,16 @@ LayerCatalog Layers::Catalog() const {
   return catalog;
 }
 
+std::set<std::string> Layers::OtherwisePadded() const {
+  std::set<std::string> names;
+  for (const Layer& layer : layers) {
+    if (layer.pads_otherwise) {
+      names.insert(layer.config.name);
+    }
+  }
+  return names;
+}
+
 absl::StatusOr<v1::ModuleManifest> ReadModuleManifest(absl::string_view json, const std::string& file) {
   v1::ModuleManifest manifest;
   const auto parsed = google::protobuf::util::JsonStringToMessage({json.data(), json.size()}, &manifest);

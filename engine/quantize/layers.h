@@ -34,6 +34,8 @@ struct Layers {
   std::vector<std::string> deviations;  // from the reference, in words for the report
 
   LayerCatalog Catalog() const;
+  // Names of convolutions that pad with something else than zeros; their batch norms are not folded (ptq.md section 5).
+  std::set<std::string> OtherwisePadded() const;
 };
 
 // The name that a parameter has in the whole module by the name of its tensor, which may have the level of a mark's wrapper in

@@ -130,7 +130,7 @@ absl::Status CheckUnmarked(const Model& model) {
     if (node.proto.op_type() == kMarkType) {
       return MakeError(
           v1::MODEL_MARKED,
-          "the model still holds QuantIdentity marks: it is a raw export, not the modified model that quantize_model writes",
+          "the model still holds QuantIdentity marks: it is a raw export for training or quantization, not a finished model",
           {.layer = node.proto.name()});
     }
   }

@@ -227,6 +227,7 @@ TEST_F(PruneFunctions, WhatIsPrunedOnlyIsSavedAsItIs) {
   EXPECT_EQ(Output("m_deploy_model.onnx"), ReadFile(paths_["deploy.onnx"]));
   EXPECT_EQ(Output("m_fake_quant_model.onnx"), ReadFile(paths_["fake_quant.onnx"]));
   EXPECT_EQ(json::parse(saved->report_json)["function"], "save_compressed_retrain_model");
+  EXPECT_THAT(saved->warnings, testing::Contains(HasSubstr("not quantized")));
 }
 
 TEST_F(PruneFunctions, SavingComparesThePrunedModelWithTheRecordFile) {
@@ -297,6 +298,29 @@ TEST_F(PruneFunctions, RestoreRefusesWhatDoesNotFit) {
     EXPECT_EQ(ReasonOf(status), reason.first) << name << ": " << status;
     EXPECT_EQ(PlaceOf(status).field, reason.second) << name << ": " << status;
     EXPECT_EQ(Output("m_rewrite_plan.json"), "") << name;
+  }
+}
+
+// With PruneOptions.extended: restoring has no such option, the record file tells all.
+TEST_F(PruneFunctions, WhatIsPrunedInExtendedModeIsRestoredAlike) {
+  for (const char* name : {"lenet_in1", "conv_flatten_linear", "convtranspose"}) {
+    paths_.clear();
+    UseCase(name);
+    RetrainModelCall call = CreateCall("prune.cfg");
+    call.prune_options.extended = true;
+    const auto created = Run(CreatePruneRetrainModel, call);
+    ASSERT_TRUE(created.ok()) << name << ": " << created.status();
+    EXPECT_NE(Output("record.out"), ReadFile(paths_["record.txt"])) << name;
+    const std::string pruned = Output("m_pruned_model.onnx");
+    const std::string cut = Output("record.out");
+    ASSERT_FALSE(pruned.empty()) << name;
+
+    Add("record.in", cut);
+    call = CreateCall("prune.cfg");
+    call.record_file = "record.in";
+    const auto restored = Run(RestorePruneRetrainModel, call);
+    ASSERT_TRUE(restored.ok()) << name << ": " << restored.status();
+    EXPECT_EQ(Output("m_pruned_model.onnx"), pruned) << name;
   }
 }
 

@@ -235,7 +235,6 @@ TEST_P(RetrainPlanGoldenTest, ThePrunedModelHasTheReferencesShapes) {
 // The reference's state_dict after training, by restore: it fits the plan, and every entry that is gone or too much is named.
 TEST_P(RetrainPlanGoldenTest, RestoreTakesTheReferencesCheckpoint) {
   std::vector<SafetensorsEntry> entries = EntriesOfNpz(kGolden / GetParam() / "state.npz");
-  const std::string record = kGolden / GetParam() / "record_create.txt";
   auto restore = [&] {
     std::ofstream(output_.path() / "state.safetensors", std::ios::binary) << WriteSafetensors(entries);
     std::map<std::string, std::string> paths = {{"state.safetensors", (output_.path() / "state.safetensors").string()}};

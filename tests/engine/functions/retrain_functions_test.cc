@@ -56,7 +56,7 @@ class TwoConvsTest : public RetrainFunctionsTest {
   TwoConvsTest() {
     ModelBuilder builder(11);
     builder.Input("x", {1, 3, 8, 8}).Output("y", {1, 4, 8, 8});
-    std::vector<float> weight(16 * 3);
+    std::vector<float> weight(size_t{16} * 3);
     for (size_t i = 0; i < weight.size(); ++i) {
       weight[i] = static_cast<float>(i);
     }
