@@ -26,7 +26,7 @@ int64_t ChannelsOf(const PruneNode& producer) { return FindRecordInt(producer, k
 
 // The sensitivities of every producer, by layer: float32 [Cout].
 absl::StatusOr<std::map<std::string, std::vector<float>>> ReadSensitivities(const CallContext& context, const std::string& name,
-                                                                           const std::vector<PruneRecord>& records) {
+                                                                            const std::vector<PruneRecord>& records) {
   const ErrorPlace place = {.field = "sensitivities", .file = name};
   absl::StatusOr<std::shared_ptr<const InputFile>> file = context.files->Open(name);
   MP_RETURN_IF_ERROR(AtPlace(file.status(), place));
@@ -73,10 +73,14 @@ absl::StatusOr<SavedConfig> AutoChannelPruneSearch(const CallContext& context, c
   auto at_model = [&](const absl::Status& status) { return AtPlace(status, {.field = "model", .file = call.model}); };
   const RetrainLayers layers = FindRetrainLayers(model.layers, context.defects);
   MP_ASSIGN_OR_RETURN(const std::string cfg, ReadText(context, call.config, "config"));
-  // override_prune_cfg is a name in the workspace or beside the configuration.
+  // The path in the configuration is one of the caller's machine; the call says which file it is.
   auto read_file = [&](const std::string& name) -> absl::StatusOr<std::string> {
-    const std::string beside = call.config.substr(0, call.config.rfind('/') + 1) + name;
-    return ReadText(context, context.files->Contains(name) ? name : beside, "config");
+    if (call.override_prune_cfg.empty()) {
+      return MakeError(v1::FILE_NOT_FOUND,
+                       absl::StrCat("the configuration names '", name, "' as override_prune_cfg; give that file with the call"),
+                       {.field = "override_prune_cfg"});
+    }
+    return ReadText(context, call.override_prune_cfg, "override_prune_cfg");
   };
   absl::StatusOr<AutoChannelPruneSettings> settings =
       ReadAutoChannelPruneConfig(layers.catalog, cfg, call.config, read_file, context.defects);

@@ -98,9 +98,52 @@ def test_create_restore_save_through_the_cli(server: ServerProcess, tmp_path: Pa
     assert record.read_bytes() == (GOLDEN / "record.txt").read_bytes()  # only read
 
     exported = f"--model={GOLDEN / 'deploy.onnx'}"
-    cli(server, "save_prune_retrain_model", exported, f"--save_path={tmp_path}/saved/m")
+    checked = f"--record_file={record}"
+    cli(server, "save_prune_retrain_model", exported, checked, f"--save_path={tmp_path}/saved/m")
     for suffix in ("deploy_model", "fake_quant_model"):
         assert (tmp_path / "saved" / f"m_{suffix}.onnx").read_bytes() == (GOLDEN / "deploy.onnx").read_bytes()
+
+
+def test_a_model_that_is_not_pruned_as_its_record_says(server: ServerProcess, tmp_path: Path) -> None:
+    arguments = (f"--model={GOLDEN / 'model.onnx'}", f"--record_file={GOLDEN / 'record.txt'}")
+    done = run_cli(server.target, "save_prune_retrain_model", *arguments, f"--save_path={tmp_path}/m")
+    assert done.returncode == 65
+    assert "[PRUNE_FAILED]" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_search_with_an_override_file_through_the_cli(server: ServerProcess, tmp_path: Path) -> None:
+    """The configuration names its override file from the working directory."""
+    golden = GOLDEN.parent / "amc_override"
+    state = json.loads((golden / "search_state.json").read_text())
+    # The reference's sum over a record's producers, given to the first of them.
+    sensitivities = {layer: torch.zeros(costs["cout"]) for layer, costs in state["layers"].items()}
+    for record in state["records"]:
+        sensitivities[record["producers"][0]] = torch.tensor(record["sensitivity"])
+    save_file(sensitivities, tmp_path / "s.safetensors")
+    done = run_cli(
+        server.target,
+        "auto_channel_prune_search",
+        "--model=model.onnx",
+        "--config=amc.cfg",
+        f"--sensitivities={tmp_path / 's.safetensors'}",
+        f"--output_cfg={tmp_path / 'found.cfg'}",
+        "--reference_defects",
+        cwd=golden,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "found.cfg").read_bytes() == (golden / "output.cfg").read_bytes()
+
+    # In a workspace the path in the configuration means nothing.
+    with modelpress.Client(server.target) as client:
+        workspace = client.create_workspace().name
+        for file in (golden / "model.onnx", golden / "amc.cfg", tmp_path / "s.safetensors"):
+            client.upload_file(workspace, f"in/{file.name}", file)
+        search = client.auto_channel_prune_search(
+            workspace, "in/model.onnx", "in/amc.cfg", "in/s.safetensors", "found.cfg"
+        )
+        with pytest.raises(modelpress.NotFound, match=r"names 'override\.cfg' as override_prune_cfg"):
+            search.result()
 
 
 @pytest.mark.parametrize("form", ["pth", "safetensors"])

@@ -154,7 +154,8 @@ TEST(CallFilesTest, CallsThatPrune) {
   ExpectRestoresPruned<v1::RestorePruneRetrainModelRequest>();
   ExpectRestoresPruned<v1::RestoreCompressedRetrainModelRequest>();
   const CallFiles search = FilesOfAll<v1::AutoChannelPruneSearchRequest>();
-  EXPECT_THAT(InputPaths(search), UnorderedElementsAre("model", "config", "sensitivities", "module_manifest", "override_prune_cfg"));
+  EXPECT_THAT(InputPaths(search),
+              UnorderedElementsAre("model", "config", "sensitivities", "module_manifest", "override_prune_cfg"));
   EXPECT_THAT(OutputPaths(search), UnorderedElementsAre("output_cfg"));
   EXPECT_THAT(InputPaths(FilesOfAll<v1::SavePruneRetrainModelRequest>()), UnorderedElementsAre("model", "record_file"));
 }
