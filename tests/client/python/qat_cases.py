@@ -74,7 +74,7 @@ class Case:
         return record
 
     def net(self) -> nn.Module:
-        """The float network before cuts."""
+        """The float network, cut."""
         name = f"net_{self.folder.name}"
         spec = importlib.util.spec_from_file_location(name, self.folder / "net.py")
         assert spec is not None
@@ -84,17 +84,17 @@ class Case:
         spec.loader.exec_module(module)
         net: nn.Module = module.Net()
         net.load_state_dict({key: torch.from_numpy(value) for key, value in self.arrays("init_state").items()})
-        return net
-
-    def wrapped(self, path: Path, *, reference_defects: bool) -> nn.Module:
-        """The network, cut and wrapped, in training mode; its record goes to `path`."""
-        net = self.net()
         for group in self.filter_prune:
             for node in group["producer"]:
                 _cut(net.get_submodule(node["name"]), 0, node["prune_index"])
             for node in group["consumer"]:
                 module = net.get_submodule(node["name"])
                 _cut(module, 0 if isinstance(module, nn.BatchNorm2d) else 1, node["prune_index"])
+        return net
+
+    def wrapped(self, path: Path, *, reference_defects: bool) -> nn.Module:
+        """The network, wrapped, in training mode; its record goes to `path`."""
+        net = self.net()
         wrap(net, self.plan, RecordFile(path, self.record()), reference_defects=reference_defects)
         return net.train()
 

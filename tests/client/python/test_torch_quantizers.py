@@ -100,7 +100,7 @@ def test_arq(name: str) -> None:
     assert_same(weight.grad, v["grad_weight"])
 
 
-@pytest.mark.parametrize("name", [name for name in vectors("wulq") if "srec" not in name])
+@pytest.mark.parametrize("name", vectors("wulq"))
 def test_learned_weight_scales(name: str) -> None:
     v = load(name)
     weight = v["weight"].requires_grad_()
@@ -109,7 +109,7 @@ def test_learned_weight_scales(name: str) -> None:
         scales = q.weight_scales(weight, len(scales), v["num_bits"])
     assert_same(scales, v["scale_out"])
     scales.requires_grad_()
-    quantized = q.quantize_weight(weight, scales, v["num_bits"])
+    quantized = q.quantize_weight(weight, 1 / scales if v["s_rec_flag"] else scales, v["num_bits"])
     assert_same(quantized, v["q"])
     quantized.backward(v["grad_q"])
     assert weight.grad is not None

@@ -97,7 +97,7 @@ class _ActivationFakeQuant(torch.autograd.Function):
         below = values < scale * (-(2 ** (bits - 1)) - offset)
         clipped = torch.where(below, minimum, torch.where(above, maximum, values)) / scale
         error = (clipped.round() - clipped) / (2**bits - 1)
-        grad_x = torch.where(above | below, torch.zeros_like(gradient), gradient).to(x.dtype)
+        grad_x = torch.where(above | below, 0.0, gradient).to(x.dtype) if ctx.needs_input_grad[0] else None
         grad_maximum = ((error + above) * gradient).sum()
         grad_minimum = ((below.float() - error) * gradient).sum()
         return grad_x, grad_maximum, grad_minimum, None, None, None, None

@@ -15,7 +15,7 @@ from modelpress.torch_quantizers import ClipRange, RangeSearch
 from modelpress.torch_record import RecordFile
 from modelpress.v1 import rewrite_plan_pb2
 
-_MAX_COUNT = 100  # cur_batch counts no further
+MAX_COUNT = 100  # cur_batch counts no further
 
 GATES = {"LSTM": 4, "GRU": 3}
 
@@ -39,10 +39,28 @@ class ActivationQuantizer:
     """
 
     def __init__(
-        self, prefix: str, settings: rewrite_plan_pb2.ActivationQuantizer, fixed_min: bool, batch_num: int
+        self,
+        prefix: str,
+        settings: rewrite_plan_pb2.ActivationQuantizer,
+        fixed_min: bool,
+        batch_num: int,
+        *,
+        asymmetric: bool = True,
+        offset: str = "offset",
     ) -> None:
-        """`prefix` begins the names of the tensors: "acts_", or "acts_h_" for a hidden state."""
+        """Nothing is computed yet.
+
+        Args:
+            prefix: begins the names of the tensors: "acts_", or "acts_h_" for a hidden state.
+            settings: bits, and whether the first batches give the clip values.
+            fixed_min: the minimum is 0.
+            batch_num: number of those batches.
+            asymmetric: with an offset.
+            offset: ends the name of the offset's tensor.
+        """
         self._prefix = prefix
+        self._asymmetric = asymmetric
+        self._offset = offset
         self._bits = settings.num_bits
         self._fixed_min = fixed_min
         self._batch_num = batch_num
@@ -61,7 +79,7 @@ class ActivationQuantizer:
 
     def restart(self, done: int) -> None:
         """Starts the initialisation unless `done` forwards, as far as cur_batch counts them, have completed it."""
-        complete = not self._initialises or done >= min(self._batch_num, _MAX_COUNT)
+        complete = not self._initialises or done >= min(self._batch_num, MAX_COUNT)
         self._search = None if complete else RangeSearch()
         self._batches = 0
 
@@ -95,6 +113,7 @@ class ActivationQuantizer:
             previous,
             self._bits,
             fixed_min=self._fixed_min,
+            asymmetric=self._asymmetric,
             average=average_over_processes if agree else None,
         )
         self._store(module, result.quantization, result.clip)
@@ -105,7 +124,7 @@ class ActivationQuantizer:
         scale = float(self._tensor(module, "scale"))
         if scale < quantizers.EPSILON:
             return 1.0, -(2 ** (self._bits - 1))
-        return scale, int(self._tensor(module, "offset"))
+        return scale, int(self._tensor(module, self._offset))
 
     def register_parameters(self, module: nn.Module, maximum: float, minimum: float) -> None:
         """Makes the clip values."""
@@ -119,7 +138,7 @@ class ActivationQuantizer:
     @torch.no_grad()
     def _store(self, module: nn.Module, quantization: quantizers.Quantization, clip: ClipRange) -> None:
         self._tensor(module, "scale").copy_(quantization.scale)
-        self._tensor(module, "offset").copy_(quantization.offset)
+        self._tensor(module, self._offset).copy_(quantization.offset)
         for suffix in ("", "_pre"):
             self._tensor(module, "clip_max" + suffix).copy_(clip.maximum)
             self._tensor(module, "clip_min" + suffix).copy_(clip.minimum)
@@ -225,7 +244,7 @@ class CompModule(nn.Module):
             x = self._quantize_input(quantizer, x)
         weight = self._weight()
         with torch.no_grad():
-            self.cur_batch.add_(1).clamp_(max=_MAX_COUNT)
+            self.cur_batch.add_(1).clamp_(max=MAX_COUNT)
         return torch.func.functional_call(self.replaced_module, {"weight": weight}, (x, *args), kwargs)
 
     def _quantize_input(self, quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
@@ -285,7 +304,7 @@ class CompModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._initial_forwards = 0
         if self.input_quantizer is not None and not self._reference_defects:
-            self.input_quantizer.restart(_completed_forwards(self))
+            self.input_quantizer.restart(completed_forwards(self))
 
 
 class CompModuleRNN(nn.Module):
@@ -310,7 +329,7 @@ class CompModuleRNN(nn.Module):
         self.input_quantizer = ActivationQuantizer("acts_", layer.act, layer.act.fixed_min, batch_num)
         self.hidden_quantizer = ActivationQuantizer("acts_h_", layer.act, layer.act.h_fixed_min, batch_num)
         self.input_quantizer.register_parameters(self, *_initial_clip_range(layer.act, 1.0, -1.0))
-        self.hidden_quantizer.register_parameters(self, 1.0, -1.0)  # which no hidden state exceeds
+        self.hidden_quantizer.register_parameters(self, 1.0, -1.0)  # where hidden states stay
         _register_scales(self, "", layer.num_scales, self._weight_quantizer)
         _register_scales(self, "rec_", layer.num_scales, self._weight_quantizer)
         self.register_buffer("cur_batch", torch.zeros(()))
@@ -348,7 +367,7 @@ class CompModuleRNN(nn.Module):
             self._observe(x, hx, states[0])
         first = int(self.cur_batch) == 0
         with torch.no_grad():
-            self.cur_batch.add_(1).clamp_(max=_MAX_COUNT)
+            self.cur_batch.add_(1).clamp_(max=MAX_COUNT)
         outputs, states = self._run(x, tuple(state.squeeze(0) for state in states), first, agree)
         if not self._reference_defects:  # the reference returns states without the axis of layers
             states = tuple(state.unsqueeze(0) for state in states)
@@ -395,7 +414,7 @@ class CompModuleRNN(nn.Module):
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         if not self._reference_defects:
-            done = _completed_forwards(self)
+            done = completed_forwards(self)
             self.input_quantizer.restart(done)
             self.hidden_quantizer.restart(done)
 
@@ -420,6 +439,6 @@ def _register_nan_buffers(module: nn.Module, *names: str) -> None:
         module.register_buffer(name, torch.full((), math.nan))
 
 
-def _completed_forwards(module: nn.Module) -> int:
+def completed_forwards(module: nn.Module) -> int:
     """Forwards that a loaded state stems from; 0 if they have left no scale."""
     return int(module.cur_batch) if bool(module.acts_scale.isfinite()) else 0

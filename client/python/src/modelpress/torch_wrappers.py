@@ -22,9 +22,9 @@ _ONNX_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
 class Recorder(nn.Module):
     """Number of quantized layers, which the reference has in its checkpoints, and the model's record file."""
 
-    def __init__(self, record: RecordFile, layers: int) -> None:
+    def __init__(self, record: RecordFile, layers: int, device: torch.device | None) -> None:
         super().__init__()
-        self.register_buffer("quant_layer_num", torch.tensor(float(layers)))
+        self.register_buffer("quant_layer_num", torch.tensor(float(layers), device=device))
         self.record = record
 
 
@@ -62,7 +62,7 @@ class _RetrainQuant(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def _register_or_record(self) -> None:
+    def _record_factors(self) -> None:
         """Ends a forward: an evaluation gives the layer's factors to the record file (docs/spec/qat.md section 9)."""
         record = self.record_module.record
         if self.training:
@@ -103,7 +103,7 @@ class RetrainQuant(_RetrainQuant):
         output = self.quant_module(*args, **kwargs)
         if self.bn_module is not None:
             output = self.bn_module(output)
-        self._register_or_record()
+        self._record_factors()
         return output
 
     def _fill(self, factors: record_pb2.SingleLayerRecord) -> None:
@@ -126,7 +126,7 @@ class RNNRetrainQuant(_RetrainQuant):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the float layer's."""
         output = self.quant_module(*args, **kwargs)
-        self._register_or_record()
+        self._record_factors()
         return output
 
     def _fill(self, factors: record_pb2.SingleLayerRecord) -> None:
@@ -187,7 +187,8 @@ def wrap(
     if is_wrapped(model):
         raise RuntimeError("the model is wrapped already")
     quantized = [layer.module for layer in plan.layers if layer.HasField("act")]
-    recorder = Recorder(record, len(quantized))
+    device = next((parameter.device for parameter in model.parameters()), None)
+    recorder = Recorder(record, len(quantized), device)
     compressed: dict[str, CompModule | CompModuleRNN] = {}
     wrappers: dict[str, nn.Module] = {}
     batch_norms: list[str] = []
@@ -290,9 +291,13 @@ def _num_scales(module: nn.Module, layer: rewrite_plan_pb2.WrappedLayer) -> int:
 
 def _batch_norm(model: nn.Module, layer: rewrite_plan_pb2.WrappedLayer) -> nn.Module:
     module = _module_at(model, layer.bn)
-    tensors = [getattr(module, name, None) for name in ("weight", "running_mean", "running_var")]
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise RuntimeError(f"{layer.bn}, behind layer {layer.module}, is no batch norm with weights and statistics")
+    channels = len(_module_at(model, layer.module).weight)
+    for name in ("weight", "running_mean", "running_var"):
+        if getattr(getattr(module, name, None), "shape", None) != (channels,):
+            raise RuntimeError(
+                f"{layer.bn}, behind layer {layer.module}, is no batch norm of {channels} channels with weights and "
+                "statistics"
+            )
     return module
 
 
