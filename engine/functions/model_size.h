@@ -17,9 +17,9 @@ struct LayerSize {
 };
 
 struct ModelSize {
-  uint64_t parameters = 0;       // elements of all initializers
-  uint64_t bytes = 0;            // of them
-  std::optional<uint64_t> macs;  // of all layers; nullopt: not all are known
+  uint64_t parameters = 0;                  // elements of all initializers
+  uint64_t bytes = 0;                       // of them
+  std::optional<uint64_t> macs;             // of all layers; nullopt: not all are known
   std::map<std::string, LayerSize> layers;  // convolutions, matrix products by constants, LSTM and GRU, by node name
 };
 

@@ -97,10 +97,9 @@ absl::Status CheckFloatModel(const Model& model) {
   for (const Node& node : model.nodes) {
     for (const char* op_type : {"AscendQuant", "AscendDequant", "AscendAntiQuant", "AscendWeightQuant"}) {
       if (node.proto.op_type() == op_type) {
-        return MakeError(
-            v1::MODEL_MARKED,
-            absl::StrCat("the model has the operator ", op_type, ": it is quantized already; give the float model"),
-            {.layer = node.proto.name()});
+        return MakeError(v1::MODEL_MARKED,
+                         absl::StrCat("the model has the operator ", op_type, ": it is quantized already; give the float model"),
+                         {.layer = node.proto.name()});
       }
     }
   }
@@ -162,8 +161,7 @@ absl::StatusOr<NamedModel> ReadNamedModel(const CallContext& context, const std:
   MP_RETURN_IF_ERROR(AtPlace(layers.status(), place));
   MP_ASSIGN_OR_RETURN(auto mark_tensors, StripMarks(*graph));
   NameLayerNodes(*graph, *layers);
-  return NamedModel{*std::move(graph), *std::move(layers), std::move(files_read), std::move(mark_tensors),
-                    std::move(manifest)};
+  return NamedModel{*std::move(graph), *std::move(layers), std::move(files_read), std::move(mark_tensors), std::move(manifest)};
 }
 
 absl::StatusOr<std::string> ReadText(const CallContext& context, const std::string& file, const std::string& field) {

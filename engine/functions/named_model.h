@@ -35,8 +35,8 @@ struct InterfaceNames {
   std::map<std::string, std::map<int, std::string>> dynamic_axes;  // input or output -> axis -> label ("": a made-up one)
 };
 
-// Reads `model` (request field `field`) and finds its layers. MODEL_MARKED where it is quantized already. Marks, of quantize_model
-// and of a training client's export, are taken off.
+// Reads `model` (request field `field`) and finds its layers. MODEL_MARKED where it is quantized already. Marks, of
+// quantize_model and of a training client's export, are taken off.
 absl::StatusOr<NamedModel> ReadNamedModel(const CallContext& context, const std::string& model, const std::string& field,
                                           const std::string& module_manifest, const InterfaceNames& names = {});
 

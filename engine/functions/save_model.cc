@@ -23,7 +23,8 @@
 namespace modelpress::engine {
 namespace {
 
-// The fake-quant model uses Round and Clip with three inputs.
+constexpr char kFakeQuantModel[] = "fake-quant model";
+// It uses Round and Clip with three inputs.
 constexpr int64_t kMinOpset = 11;
 
 // The opset import of the mark domain goes; the reference drops the last one, whatever it is (docs/spec/save.md section 3.1).
@@ -109,19 +110,6 @@ absl::Status ComputeAll(const Model& model) {
   return absl::OkStatus();
 }
 
-// ONNX Runtime must take the fake-quant model. Where it refuses the caller's own model too (an operator it does not know), that
-// is not the engine's doing: the text becomes a warning.
-absl::StatusOr<std::string> CheckFakeQuant(const Model& fake_quant, const Model& input) {
-  const absl::Status loads = CheckLoads(fake_quant);
-  if (loads.ok()) {
-    return "";
-  }
-  if (CheckLoads(input).ok()) {
-    return MakeError(v1::OUTPUT_INVALID, absl::StrCat("ONNX Runtime does not load the fake-quant model: ", loads.message()));
-  }
-  return absl::StrCat("ONNX Runtime loads neither the model nor its fake-quant model: ", loads.message());
-}
-
 // Reads a staged file back, together with the other staged files it may refer to.
 absl::StatusOr<Model> ReadBack(const OutputFolder& output, const std::string& name) {
   std::map<std::string, std::string> paths;
@@ -203,7 +191,7 @@ absl::StatusOr<SavedModels> SaveGraph(const CallContext& context, GraphToSave so
     context.progress("check", 0, 0);
     MP_RETURN_IF_ERROR(at_model(ComputeAll(deploy)));
     MP_RETURN_IF_ERROR(CheckDeployModel(deploy, step.factors, context.defects));
-    MP_ASSIGN_OR_RETURN(const std::string warning, CheckFakeQuant(fake_quant, input));
+    MP_ASSIGN_OR_RETURN(const std::string warning, CheckStillLoads(fake_quant, input, kFakeQuantModel));
     if (!warning.empty()) {
       result.warnings.push_back(warning);
     }
@@ -218,7 +206,7 @@ absl::StatusOr<SavedModels> SaveGraph(const CallContext& context, GraphToSave so
     MP_ASSIGN_OR_RETURN(const Model written_deploy, ReadBack(*output, deploy_name));
     MP_RETURN_IF_ERROR(CheckDeployModel(written_deploy, step.factors, context.defects));
     MP_ASSIGN_OR_RETURN(const Model written_fake_quant, ReadBack(*output, fake_quant_name));
-    MP_ASSIGN_OR_RETURN(const std::string warning, CheckFakeQuant(written_fake_quant, input));
+    MP_ASSIGN_OR_RETURN(const std::string warning, CheckStillLoads(written_fake_quant, input, kFakeQuantModel));
     if (!warning.empty()) {
       result.warnings.push_back(warning);
     }

@@ -27,7 +27,8 @@ struct ReportExtension {
   std::vector<std::string> warnings;  // of the steps before
   std::set<std::string> deviations;   // from the reference, in the steps before
   bool html = false;                  // write <save_path>_report.html too
-  // If set, called with the report, complete but for its outputs, the fake-quant model as it was written, and what has been written.
+  // If set, called with the report, complete but for its outputs, the fake-quant model as it was written, and what has been
+  // written.
   std::function<absl::Status(const Model& fake_quant, absl::Span<const WrittenFile> files, nlohmann::ordered_json& report)>
       extend;
 };

@@ -26,7 +26,8 @@ std::string FolderOf(const std::string& name) { return name.substr(0, name.rfind
 // Output channels of a layer; nullopt where the graph does not tell.
 std::optional<int64_t> ChannelsOf(const Graph& graph, ItemId id) {
   const OpRule* rule = FindOpRule(graph.item(id).node.proto.op_type());
-  const auto weight = rule == nullptr || rule->weight < 0 ? std::nullopt : FindConstantOperand(graph, graph.InputOf(id, rule->weight));
+  const auto weight =
+      rule == nullptr || rule->weight < 0 ? std::nullopt : FindConstantOperand(graph, graph.InputOf(id, rule->weight));
   if (!weight.has_value()) {
     return std::nullopt;
   }
@@ -49,7 +50,8 @@ absl::StatusOr<SavedModels> SavePruneRetrainModel(const CallContext& context, co
 }
 
 absl::StatusOr<SavedModels> SavePruned(const CallContext& context, const std::string& function, const std::string& model,
-                                       const std::string& save_path, const std::string& record_file) {
+                                       const std::string& save_path, const std::string& record_file,
+                                       std::vector<std::string> warnings) {
   const ErrorPlace place = {.field = "model", .file = model};
   MP_ASSIGN_OR_RETURN(const SavePath path, SavePath::Parse(save_path));
   context.progress("read", 0, 0);
@@ -60,6 +62,7 @@ absl::StatusOr<SavedModels> SavePruned(const CallContext& context, const std::st
 
   context.progress("check", 0, 0);
   SavedModels result;
+  result.warnings = std::move(warnings);
   MP_RETURN_IF_ERROR(AtPlace(CheckUnmarked(*read), place));
   MP_RETURN_IF_ERROR(AtPlace(Graph::Create(*read, context.defects).status(), place));
   if (!record_file.empty()) {
@@ -122,12 +125,18 @@ absl::StatusOr<SavedModels> SavePruned(const CallContext& context, const std::st
 
 absl::Status CheckPruneRecords(const Graph& graph, const AMCTPytorchProto::ScaleOffsetRecord& record, int threads,
                                std::vector<std::string>& warnings) {
+  std::map<std::string, ItemId> nodes;
+  for (ItemId id : graph.Order()) {
+    if (graph.item(id).is_node()) {
+      nodes.emplace(graph.item(id).name, id);
+    }
+  }
   for (const AMCTPytorchProto::PruneRecord& prune : record.prune_record()) {
     for (const AMCTPytorchProto::PruneNode& producer : prune.producer()) {
       const std::optional<int64_t> end = FindRecordInt(producer, kPruneEndAttribute);
       const AMCTProto::AttrProto* cut = FindRecordAttribute(producer, kPruneIndexAttribute);
-      const ItemId id = graph.Find(producer.name());
-      const std::optional<int64_t> channels = id < 0 ? std::nullopt : ChannelsOf(graph, id);
+      const auto node = nodes.find(producer.name());
+      const std::optional<int64_t> channels = node == nodes.end() ? std::nullopt : ChannelsOf(graph, node->second);
       if (!end.has_value() || cut == nullptr) {
         continue;
       }

@@ -21,10 +21,12 @@
 namespace modelpress::engine {
 namespace {
 
+constexpr int kWeight = 1;  // inputs of Conv
+constexpr int kBias = 2;
 constexpr char kForceFp16[] = "FORCE_FP16_QUANT";  // fakequant_precision_mode
 
-// A batch norm in training mode normalizes by the batch at hand and cannot be folded, while the scales in the record file count on
-// its being folded (docs/spec/qat.md D-15).
+// A batch norm in training mode normalizes by the batch at hand and cannot be folded, while the scales in the record file count
+// on its being folded (docs/spec/qat.md D-15).
 absl::Status CheckInferenceMode(const Graph& graph) {
   for (ItemId id : graph.Order()) {
     const Item& item = graph.item(id);
@@ -37,8 +39,8 @@ absl::Status CheckInferenceMode(const Graph& graph) {
   return absl::OkStatus();
 }
 
-// The graph with every batch norm behind a convolution folded, in the form that an export of the folded module has: data stands in
-// raw_data, new biases behind their weights, and nothing is said of the tensors of marks that went with their batch norms.
+// The graph with every batch norm behind a convolution folded, in the form that an export of the folded module has: data stands
+// in raw_data, new biases behind their weights, and nothing is said of the tensors of marks that went with their batch norms.
 absl::StatusOr<Graph> FoldedGraph(NamedModel model, const ReferenceDefects& defects, std::vector<std::string>& warnings) {
   MP_RETURN_IF_ERROR(CheckInferenceMode(model.graph));
   std::set<std::string> skipped;
@@ -47,28 +49,27 @@ absl::StatusOr<Graph> FoldedGraph(NamedModel model, const ReferenceDefects& defe
       skipped.insert(layer.config.name);
     }
   }
-  std::set<std::string> had_bias;
+  std::set<ItemId> had_bias;
   for (ItemId id : model.graph.Order()) {
-    if (model.graph.item(id).Is("Conv") && !model.graph.InputOf(id, 2).is_none()) {
-      had_bias.insert(model.graph.item(id).name);
+    if (model.graph.item(id).Is("Conv") && !model.graph.InputOf(id, kBias).is_none()) {
+      had_bias.insert(id);
     }
   }
   MP_ASSIGN_OR_RETURN(const FoldedBatchNorms folded, FoldBatchNorms(model.graph, skipped, NewBiasName::kByWeight));
   warnings.insert(warnings.end(), folded.warnings.begin(), folded.warnings.end());
 
-  std::map<std::string, std::string> bias_of_weight;  // new ones
   std::set<std::string> computed;
+  std::map<std::string, std::string> new_bias_of;  // by the weight's name
   std::set<std::string> gone;
   for (const FoldedBatchNorm& pair : folded.folded) {
-    if (auto it = model.mark_tensors.find(pair.batch_norm); it != model.mark_tensors.end()) {
-      gone.insert(it->second);
-    }
-    const ItemId conv = model.graph.Find(pair.layer);
-    const std::string weight = model.graph.NameOf(model.graph.InputOf(conv, 1));
-    const std::string bias = model.graph.NameOf(model.graph.InputOf(conv, 2));
+    const std::string weight = model.graph.NameOf(model.graph.InputOf(pair.conv, kWeight));
+    const std::string bias = model.graph.NameOf(model.graph.InputOf(pair.conv, kBias));
     computed.insert({weight, bias});
-    if (!had_bias.contains(pair.layer)) {
-      bias_of_weight[weight] = bias;
+    if (!had_bias.contains(pair.conv)) {
+      new_bias_of[weight] = bias;
+    }
+    if (const auto mark = model.mark_tensors.find(pair.batch_norm); mark != model.mark_tensors.end()) {
+      gone.insert(mark->second);
     }
   }
   MP_ASSIGN_OR_RETURN(Model exported, model.graph.ToModel());
@@ -76,32 +77,35 @@ absl::StatusOr<Graph> FoldedGraph(NamedModel model, const ReferenceDefects& defe
   value_info.erase(std::remove_if(value_info.begin(), value_info.end(),
                                   [&](const onnx::ValueInfoProto& value) { return gone.contains(value.name()); }),
                    value_info.end());
+  std::map<std::string, Tensor> new_biases;
+  for (const auto& [weight, bias] : new_bias_of) {
+    new_biases[bias] = {};
+  }
+  std::vector<Tensor> initializers;
+  initializers.reserve(exported.initializers.size());
   for (Tensor& tensor : exported.initializers) {
     if (tensor.field == DataField::kFloat && computed.contains(tensor.name())) {
       tensor.field = DataField::kRaw;
     }
-  }
-  for (const auto& [weight, bias] : bias_of_weight) {
-    auto named = [&](const std::string& name) {
-      return std::find_if(exported.initializers.begin(), exported.initializers.end(),
-                          [&](const Tensor& tensor) { return tensor.name() == name; });
-    };
-    const auto from = named(bias);
-    const auto to = named(weight);
-    if (from == exported.initializers.end() || to == exported.initializers.end()) {
-      continue;
-    }
-    if (from < to) {
-      std::rotate(from, from + 1, to + 1);
+    if (const auto bias = new_biases.find(tensor.name()); bias != new_biases.end()) {
+      bias->second = std::move(tensor);
     } else {
-      std::rotate(to + 1, from, from + 1);
+      initializers.push_back(std::move(tensor));
+    }
+  }
+  exported.initializers.clear();
+  for (Tensor& tensor : initializers) {
+    const auto bias = new_bias_of.find(tensor.name());
+    exported.initializers.push_back(std::move(tensor));
+    if (bias != new_bias_of.end()) {
+      exported.initializers.push_back(std::move(new_biases[bias->second]));
     }
   }
   return Graph::Create(std::move(exported), defects);
 }
 
-// What FORCE_FP16_QUANT asks for, as post-training quantization does it: scales that float16 hardware computes with, and the record
-// says so. The reference ignores it in training (docs/spec/qat.md D-10).
+// What FORCE_FP16_QUANT asks for, as post-training quantization does it: scales that float16 hardware computes with, and the
+// record says so. The reference ignores it in training (docs/spec/qat.md D-10).
 void ForceFp16(AMCTPytorchProto::ScaleOffsetRecord& record) {
   for (auto& entry : *record.mutable_record()) {
     if (!entry.has_value()) {
@@ -170,7 +174,8 @@ absl::StatusOr<SavedModels> SaveCompressedRetrainModel(const CallContext& contex
   context.progress("read", 0, 0);
   MP_ASSIGN_OR_RETURN(ParsedRecord record, ReadRecordFile(context, call.record_file));
   if (record.record.record_size() == 0 && record.record.prune_record_size() > 0) {
-    return SavePruned(context, "save_compressed_retrain_model", call.model, call.save_path, call.record_file);
+    return SavePruned(context, "save_compressed_retrain_model", call.model, call.save_path, call.record_file,
+                      {"the record file has no factors: the model is saved as it is, not quantized"});
   }
   MP_ASSIGN_OR_RETURN(NamedModel model, ReadNamedModel(context, call.model, "model", call.module_manifest,
                                                        {call.input_names, call.output_names, call.dynamic_axes}));

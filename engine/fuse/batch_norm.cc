@@ -199,7 +199,7 @@ absl::StatusOr<FoldedBatchNorms> FoldBatchNorms(Graph& graph, const std::set<std
     const std::string output = graph.NameOf(Value{pair.batch_norm, 0});
     MP_ASSIGN_OR_RETURN(const bool folded, Fold(graph, pair, bias_name));
     if (folded) {
-      result.folded.push_back({name, output, pair.batch_norm});
+      result.folded.push_back({name, output, pair.conv, pair.batch_norm});
     } else {
       result.warnings.push_back(absl::StrCat(
           "layer '", name, "': its batch normalization is left as it is, since folding it gives a value that is not finite"));

@@ -14,7 +14,8 @@ namespace modelpress::engine {
 struct FoldedBatchNorm {
   std::string layer;   // name of the convolution
   std::string output;  // the tensor that the batch normalization wrote; now the convolution writes it
-  ItemId batch_norm;   // the item that is gone
+  ItemId conv = -1;
+  ItemId batch_norm = -1;  // gone
 };
 
 struct FoldedBatchNorms {

@@ -442,7 +442,7 @@ class Finder {
 
   // Makes `n` a consumer of the records that its input carries. Returns what is left of them, as `n` hands it on.
   absl::StatusOr<Layout> Consume(int n, const Operator& op) {
-    const Layout layout = InputLayout(n, 0);
+    Layout layout = InputLayout(n, 0);
     if (layout.empty()) {
       return layout;
     }

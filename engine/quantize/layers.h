@@ -27,11 +27,11 @@ struct Layer {
 };
 
 struct Layers {
-  std::vector<Layer> layers;                  // manifest order, else graph order; names are unique
-  std::set<std::string> other_modules;        // names recovered from other nodes and from parameters
+  std::vector<Layer> layers;            // manifest order, else graph order; names are unique
+  std::set<std::string> other_modules;  // names recovered from other nodes and from parameters
   // BatchNormalization nodes and their modules' names. With a manifest only those that are the only node of a module in it.
   std::map<ItemId, std::string> batch_norms;
-  std::vector<std::string> deviations;        // from the reference, in words for the report
+  std::vector<std::string> deviations;  // from the reference, in words for the report
 
   LayerCatalog Catalog() const;
 };

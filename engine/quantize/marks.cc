@@ -13,6 +13,7 @@ namespace modelpress::engine {
 namespace {
 
 constexpr char kMarkType[] = "QuantIdentity";
+constexpr size_t kMaxNodesOfModule = 1000;
 
 // The first node that reads the item's first output; -1: none.
 ItemId FirstConsumer(const Graph& graph, ItemId id) {
@@ -24,11 +25,11 @@ ItemId FirstConsumer(const Graph& graph, ItemId id) {
   return -1;
 }
 
-// The first node behind `id`, breadth first, that is one of `op_types`; -1: none.
+// The first node behind `id`, breadth first, that is one of `op_types`; -1: none among so many as a module may consist of.
 ItemId FirstBehind(const Graph& graph, ItemId id, const std::vector<absl::string_view>& op_types) {
   std::deque<ItemId> queue = {id};
   absl::flat_hash_set<ItemId> seen = {id};
-  while (!queue.empty()) {
+  for (size_t i = 0; !queue.empty() && i < kMaxNodesOfModule; ++i) {
     const ItemId next = queue.front();
     queue.pop_front();
     if (std::any_of(op_types.begin(), op_types.end(), [&](absl::string_view type) { return graph.item(next).Is(type); })) {
@@ -129,7 +130,7 @@ absl::Status CheckUnmarked(const Model& model) {
     if (node.proto.op_type() == kMarkType) {
       return MakeError(
           v1::MODEL_MARKED,
-          "the model still holds QuantIdentity marks: it is a raw export, not the modified model that quantize_model writes",
+          "the model still holds QuantIdentity marks: it is a raw export for training or quantization, not a finished model",
           {.layer = node.proto.name()});
     }
   }

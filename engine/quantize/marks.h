@@ -21,9 +21,9 @@ struct Mark {
 };
 std::optional<Mark> MarkOf(const Item& item);
 
-// Gives every node that a mark stands for the module's name, further uses of a module the names "<module>1", "<module>2" and so on,
-// and takes the marks off. To be called after FindLayers, which reads them. Returns the names of the tensors that the marks of a
-// node wrote: value_info goes on describing them, as the reference's files do.
+// Gives every node that a mark stands for the module's name, further uses of a module the names "<module>1", "<module>2" and so
+// on, and takes the marks off. To be called after FindLayers, which reads them. Returns the names of the tensors that the marks
+// of a node wrote: value_info goes on describing them, as the reference's files do.
 absl::StatusOr<std::map<ItemId, std::string>> StripMarks(Graph& graph);
 
 // MODEL_MARKED if the model has a mark.

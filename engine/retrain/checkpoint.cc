@@ -91,9 +91,8 @@ class Loader {
     MP_RETURN_IF_ERROR(CheckWrappers(missing));
     if (!missing.empty() || !unexpected_.empty()) {
       absl::Status status = MakeError(
-          v1::WEIGHTS_INVALID,
-          absl::StrCat("the weights are not those of the model: ", missing.size(), " missing", Listed(missing), ", ",
-                       unexpected_.size(), " unexpected", Listed(unexpected_)));
+          v1::WEIGHTS_INVALID, absl::StrCat("the weights are not those of the model: ", missing.size(), " missing",
+                                            Listed(missing), ", ", unexpected_.size(), " unexpected", Listed(unexpected_)));
       status = WithMetadata(status, "missing", absl::StrJoin(missing, ","));
       return WithMetadata(status, "unexpected", absl::StrJoin(unexpected_, ","));
     }
@@ -192,8 +191,7 @@ class Loader {
       return absl::StartsWith(absl::string_view(tensor.name()).substr(prefix.size()), kDataParallel);
     });
     for (Tensor& tensor : weights) {
-      const std::string name =
-          tensor.name().substr(prefix.size() + (parallel ? absl::string_view(kDataParallel).size() : 0));
+      const std::string name = tensor.name().substr(prefix.size() + (parallel ? absl::string_view(kDataParallel).size() : 0));
       entries_[name] = std::move(tensor);
     }
     return absl::OkStatus();
@@ -201,15 +199,24 @@ class Loader {
 
   // Tells parameters of the float module from what wrappers hold.
   void SortEntries() {
-    for (auto& [name, tensor] : entries_) {
+    std::map<std::string, const v1::WrappedLayer*> layers;
+    for (const v1::WrappedLayer& layer : plan_.layers()) {
+      layers[layer.module()] = &layer;
+    }
+    std::set<std::string> of_rnns;
+    for (const auto& [name, rnn] : rnns_) {
+      for (const std::string& parameter : ParametersOf(name, rnn)) {
+        of_rnns.insert(parameter);
+      }
+    }
+    for (const auto& [name, tensor] : entries_) {
       if (absl::EndsWith(name, "num_batches_tracked")) {
         continue;
       }
       const v1::WrappedLayer* layer = nullptr;
-      for (const v1::WrappedLayer& wrapped : plan_.layers()) {
-        if (absl::StartsWith(name, wrapped.module() + ".")) {
-          layer = &wrapped;
-        }
+      for (size_t dot = name.find('.'); dot != std::string::npos && layer == nullptr; dot = name.find('.', dot + 1)) {
+        const auto it = layers.find(name.substr(0, dot));
+        layer = it == layers.end() ? nullptr : it->second;
       }
       std::string parameter = name;
       if (layer != nullptr) {
@@ -225,11 +232,7 @@ class Loader {
           continue;
         }
       }
-      const bool of_rnn = std::any_of(rnns_.begin(), rnns_.end(), [&](const auto& rnn) {
-        const std::vector<std::string> names = ParametersOf(rnn.first, rnn.second);
-        return std::find(names.begin(), names.end(), parameter) != names.end();
-      });
-      if (places_.contains(parameter) || of_rnn) {
+      if (places_.contains(parameter) || of_rnns.contains(parameter)) {
         parameters_[parameter] = tensor;
       } else if (!known_.contains(parameter)) {
         unexpected_.push_back(name);
@@ -244,12 +247,32 @@ class Loader {
       return true;
     }
     absl::ConsumePrefix(&name, "quant_module.");
-    static constexpr std::array<absl::string_view, 26> kNames = {
-        "scale_w",           "offset_w",          "scale_r",     "offset_r",        "acts_clip_max",     "acts_clip_min",
-        "acts_h_clip_max",   "acts_h_clip_min",   "wts_scales",  "wts_offsets",     "rec_wts_scales",    "rec_wts_offsets",
-        "cur_batch",         "acts_clip_max_pre", "acts_scale",  "acts_offset",     "acts_clip_min_pre", "acts_h_clip_max_pre",
-        "acts_h_clip_min_pre", "acts_h_scale",    "acts_h_offset", "prune_cur_batch", "wts_mask",        "s_rec_flag",
-        "acts_offset_deploy", "wts_offsets_deploy"};
+    static constexpr std::array<absl::string_view, 26> kNames = {"scale_w",
+                                                                 "offset_w",
+                                                                 "scale_r",
+                                                                 "offset_r",
+                                                                 "acts_clip_max",
+                                                                 "acts_clip_min",
+                                                                 "acts_h_clip_max",
+                                                                 "acts_h_clip_min",
+                                                                 "wts_scales",
+                                                                 "wts_offsets",
+                                                                 "rec_wts_scales",
+                                                                 "rec_wts_offsets",
+                                                                 "cur_batch",
+                                                                 "acts_clip_max_pre",
+                                                                 "acts_scale",
+                                                                 "acts_offset",
+                                                                 "acts_clip_min_pre",
+                                                                 "acts_h_clip_max_pre",
+                                                                 "acts_h_clip_min_pre",
+                                                                 "acts_h_scale",
+                                                                 "acts_h_offset",
+                                                                 "prune_cur_batch",
+                                                                 "wts_mask",
+                                                                 "s_rec_flag",
+                                                                 "acts_offset_deploy",
+                                                                 "wts_offsets_deploy"};
     return std::find(kNames.begin(), kNames.end(), name) != kNames.end();
   }
 
@@ -269,9 +292,10 @@ class Loader {
         if (entry == entries_.end()) {
           missing.push_back(name);
         } else if (static_cast<int64_t>(entry->second.ElementCount()) != elements) {
-          return MakeError(v1::WEIGHTS_INVALID,
-                           absl::StrCat("it has ", entry->second.ElementCount(), " elements, but the rewrite plan needs ", elements),
-                           {.layer = name});
+          return MakeError(
+              v1::WEIGHTS_INVALID,
+              absl::StrCat("it has ", entry->second.ElementCount(), " elements, but the rewrite plan needs ", elements),
+              {.layer = name});
         }
       }
     }
@@ -376,7 +400,8 @@ class Loader {
     const Item& item = graph_.item(rnn.node);
     const std::string op_type = item.node.proto.op_type();
     const OpRule& rule = *FindOpRule(op_type);
-    for (const auto& [input, parameter] : {std::pair(rule.weight, ".weight_ih_l0"), std::pair(rule.recurrence, ".weight_hh_l0")}) {
+    for (const auto& [input, parameter] :
+         {std::pair(rule.weight, ".weight_ih_l0"), std::pair(rule.recurrence, ".weight_hh_l0")}) {
       const std::optional<ConstantOperand> operand = FindConstantOperand(graph_, graph_.InputOf(rnn.node, input));
       std::vector<int64_t> dims = operand.has_value() ? DimsOf(graph_.item(operand->holder)) : std::vector<int64_t>();
       if (dims.size() != 3) {

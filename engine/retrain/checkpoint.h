@@ -14,14 +14,14 @@
 
 namespace modelpress::engine {
 
-// Replaces the parameters in `graph`, which is pruned already, by `weights`: entries of a state_dict of the module that `plan` wraps.
-// With `state_dict_name` only the entries below it count. Where all names start with "module." that is dropped. Entries of wrappers
-// are checked to be those of the plan's layers; the parameters of a wrapped layer are found below its wrapper.
+// Replaces the parameters in `graph`, which is pruned already, by `weights`: entries of a state_dict of the module that `plan`
+// wraps. With `state_dict_name` only the entries below it count. Where all names start with "module." that is dropped. Entries of
+// wrappers are checked to be those of the plan's layers; the parameters of a wrapped layer are found below its wrapper.
 //
 // Strict, as the reference loads: WEIGHTS_INVALID where a parameter of the graph or a trained value of a wrapper has no entry, an
-// entry is none of them (num_batches_tracked and, by the manifest, parameters that the graph does not use are fine), or has another
-// shape or a type that cannot be converted; metadata `missing` and `unexpected` list the names. New tensors are read from the file
-// when they are needed; those of LSTM and GRU, which ONNX orders otherwise, are in memory.
+// entry is none of them (num_batches_tracked and, by the manifest, parameters that the graph does not use are fine), or has
+// another shape or a type that cannot be converted; metadata `missing` and `unexpected` list the names. New tensors are read from
+// the file when they are needed; those of LSTM and GRU, which ONNX orders otherwise, are in memory.
 absl::Status LoadCheckpoint(Graph& graph, const Layers& layers, const v1::ModuleManifest* manifest, const v1::RewritePlan& plan,
                             std::vector<Tensor> weights, const std::string& state_dict_name);
 

@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <set>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -15,6 +14,8 @@
 
 namespace modelpress::engine {
 namespace {
+
+constexpr int kBatchNormScale = 1;  // input of BatchNormalization
 
 bool ComesFromRelu(const Graph& graph, Value value) { return value.is_item() && graph.item(value.item).Is("Relu"); }
 
@@ -37,12 +38,8 @@ class Planner {
     for (size_t i = 0; i < layers.nodes.size(); ++i) {
       layers_[layers.catalog.layers[i].name] = {layers.nodes[i], &layers.catalog.layers[i].type};
     }
-    std::map<std::string, int> uses;
     for (const auto& [id, name] : all_layers.batch_norms) {
-      ++uses[name];
-    }
-    for (const auto& [id, name] : all_layers.batch_norms) {
-      if (uses[name] == 1) {  // a batch norm that is used again cannot be moved
+      if (graph.UsesOf(graph.InputOf(id, kBatchNormScale)).size() == 1) {  // one that is used again cannot be moved
         batch_norms_[id] = name;
       }
     }
@@ -107,7 +104,7 @@ class Planner {
       if (const std::string* bn = AbsorbedBatchNorm(layer.node); bn != nullptr) {
         wrapped.set_bn(*bn);
       }
-      Group(config, layer, selective, wrapped);
+      NoteSharing(config, layer, selective, wrapped);
     }
     return wrapped;
   }
@@ -123,10 +120,11 @@ class Planner {
       act.set_clip_min(config.clip->second);
     }
     act.set_fixed_min(config.fixed_min.value_or(ComesFromRelu(graph_, graph_.InputOf(node, 0))));
-    // A value that is given counts for the hidden state too; and the reference takes the one it derived for given when it comes by
-    // again to make a layer 2:4 sparse.
-    act.set_h_fixed_min(config.fixed_min.has_value() || selective ? act.fixed_min()
-                        : rule.is_rnn() && ComesFromRelu(graph_, graph_.InputOf(node, rule.initial_h)));
+    // A value that is given counts for the hidden state too; and the reference takes the one it derived for given when it comes
+    // by again to make a layer 2:4 sparse.
+    act.set_h_fixed_min(config.fixed_min.has_value() || selective
+                            ? act.fixed_min()
+                            : rule.is_rnn() && ComesFromRelu(graph_, graph_.InputOf(node, rule.initial_h)));
   }
 
   // The batch norm that moves into the layer's wrapper (qat.md section 5.3); null: none.
@@ -139,30 +137,25 @@ class Planner {
     return it == batch_norms_.end() ? nullptr : &it->second;
   }
 
-  void Group(const LayerRetrainConfig& config, const LayerNode& layer, bool selective, const v1::WrappedLayer& wrapped) {
+  void NoteSharing(const LayerRetrainConfig& config, const LayerNode& layer, bool selective, const v1::WrappedLayer& wrapped) {
     const Value source = graph_.InputOf(layer.node, 0);
     // A recurrent layer reads the tensor several times in the reference's eyes (qat.md section 6.5).
     const size_t own_uses = *layer.type == "LSTM" ? 3 : *layer.type == "GRU" ? 2 : 1;
     if (!selective && graph_.UsesOf(source).size() > own_uses) {  // the settings of sparse layers hold the layer's name
-      groups_[{.source = source,
-               .explicit_fixed_min = config.activation.fixed_min.has_value(),
-               .settings = absl::StrCat(wrapped.act().SerializeAsString(), "/", wrapped.weight().SerializeAsString())}]
-          .insert(config.name);
+      sharing_[config.name] = {
+          .source = source,
+          .explicit_fixed_min = config.activation.fixed_min.has_value(),
+          .settings = absl::StrCat(wrapped.act().SerializeAsString(), "/", wrapped.weight().SerializeAsString())};
     }
   }
 
-  // The first layer of a group in the plan's order owns the quantizer.
+  // The first layer in the plan's order owns the quantizer.
   void Share(v1::RewritePlan& plan) const {
-    for (const auto& [key, members] : groups_) {
-      const std::string* owner = nullptr;
-      for (v1::WrappedLayer& layer : *plan.mutable_layers()) {
-        if (!members.contains(layer.module())) {
-          continue;
-        }
-        if (owner == nullptr) {
-          owner = &layer.module();
-        } else {
-          layer.set_share_main(*owner);
+    std::map<SharingKey, std::string> owners;
+    for (v1::WrappedLayer& layer : *plan.mutable_layers()) {
+      if (const auto key = sharing_.find(layer.module()); key != sharing_.end()) {
+        if (const auto [owner, is_first] = owners.emplace(key->second, layer.module()); !is_first) {
+          layer.set_share_main(owner->second);
         }
       }
     }
@@ -172,7 +165,7 @@ class Planner {
   const std::map<std::string, SelectiveMask>& masks_;
   std::map<std::string, LayerNode> layers_;
   std::map<ItemId, std::string> batch_norms_;
-  std::map<SharingKey, std::set<std::string>> groups_;
+  std::map<std::string, SharingKey> sharing_;  // by layer
 };
 
 }  // namespace

@@ -28,8 +28,8 @@ absl::StatusOr<std::string> PrintRewritePlan(const v1::RewritePlan& plan) {
   options.add_whitespace = true;
   options.preserve_proto_field_names = true;
   std::string json;
-  const auto printed = google::protobuf::util::BinaryToJsonString(
-      types.get(), absl::StrCat(kPrefix, "/", plan.GetTypeName()), binary, &json, options);
+  const auto printed = google::protobuf::util::BinaryToJsonString(types.get(), absl::StrCat(kPrefix, "/", plan.GetTypeName()),
+                                                                  binary, &json, options);
   if (!printed.ok()) {
     return MakeError(v1::INTERNAL_ERROR, absl::StrCat("cannot print the rewrite plan: ", std::string(printed.message())));
   }

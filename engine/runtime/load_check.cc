@@ -141,4 +141,15 @@ absl::Status CheckLoads(const Model& model, uint64_t stream_threshold) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::string> CheckStillLoads(const Model& made, const Model& source, absl::string_view what) {
+  const absl::Status loads = CheckLoads(made);
+  if (loads.ok()) {
+    return "";
+  }
+  if (CheckLoads(source).ok()) {
+    return MakeError(v1::OUTPUT_INVALID, absl::StrCat("ONNX Runtime does not load the ", what, ": ", loads.message()));
+  }
+  return absl::StrCat("ONNX Runtime loads neither the model nor its ", what, ": ", loads.message());
+}
+
 }  // namespace modelpress::engine

@@ -3,7 +3,11 @@
 #ifndef MODELPRESS_ENGINE_RUNTIME_LOAD_CHECK_H_
 #define MODELPRESS_ENGINE_RUNTIME_LOAD_CHECK_H_
 
+#include <string>
+
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "engine/model/model.h"
 
 namespace modelpress::engine {
@@ -17,6 +21,10 @@ void InitializeRuntime();
 // more than 1 GiB is left without the big tensors. An error of reading a tensor is passed on. `stream_threshold`: initializers,
 // and tensors of Constant nodes, of more bytes than that become graph inputs.
 absl::Status CheckLoads(const Model& model, uint64_t stream_threshold = 64 << 10);
+
+// Whether ONNX Runtime takes `made`, a `what` ("pruned model") made of `source`. OUTPUT_INVALID: it does not. Where it refuses
+// `source` too (an operator that it does not know), that is not the engine's doing: a warning is returned. Else "".
+absl::StatusOr<std::string> CheckStillLoads(const Model& made, const Model& source, absl::string_view what);
 
 }  // namespace modelpress::engine
 

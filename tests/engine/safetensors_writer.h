@@ -25,9 +25,8 @@ inline std::string WriteSafetensors(const std::vector<SafetensorsEntry>& entries
   nlohmann::ordered_json header;
   std::string data;
   for (const SafetensorsEntry& entry : entries) {
-    header[entry.name] = {{"dtype", entry.type},
-                          {"shape", entry.shape},
-                          {"data_offsets", {data.size(), data.size() + entry.bytes.size()}}};
+    header[entry.name] = {
+        {"dtype", entry.type}, {"shape", entry.shape}, {"data_offsets", {data.size(), data.size() + entry.bytes.size()}}};
     data += entry.bytes;
   }
   const std::string text = header.dump();

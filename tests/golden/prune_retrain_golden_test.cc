@@ -1,10 +1,8 @@
-// The functions that prune, from a model and a configuration to files, on the reference's cases (golden/prune): record files byte by
-// byte, the weights of pruned models bit by bit, errors with their reason. Both with and without the reference's defects.
+// The functions that prune, from a model and a configuration to files, on the reference's cases (golden/prune): record files byte
+// by byte, the weights of pruned models bit by bit, errors with their reason. Both with and without the reference's defects.
 #include <algorithm>
 #include <filesystem>
 #include <map>
-#include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,13 +13,12 @@
 #include "engine/functions/retrain_model.h"
 #include "engine/functions/save_prune_retrain_model.h"
 #include "engine/functions/save_retrain_model.h"
-#include "engine/model/element_type.h"
-#include "engine/runtime/npz.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "onnx/onnx_pb.h"
 #include "tests/engine/safetensors_writer.h"
+#include "tests/golden/checkpoint.h"
 #include "tests/golden/files.h"
 
 namespace modelpress::engine {
@@ -41,7 +38,8 @@ std::vector<std::string> CasesWith(const std::string& file, bool errors = false)
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(kGolden)) {
     const std::string name = entry.path().filename().string();
-    if (fs::exists(entry.path() / "model.onnx") && fs::exists(entry.path() / file) && absl::StartsWith(name, "error_") == errors) {
+    if (fs::exists(entry.path() / "model.onnx") && fs::exists(entry.path() / file) &&
+        absl::StartsWith(name, "error_") == errors) {
       names.push_back(name);
     }
   }
@@ -66,9 +64,9 @@ std::map<std::string, std::string> InitializersOf(const fs::path& path) {
     for (int64_t dim : tensor.dims()) {
       bytes += std::to_string(dim) + ",";
     }
-    bytes += tensor.has_raw_data()
-                 ? tensor.raw_data()
-                 : std::string(reinterpret_cast<const char*>(tensor.float_data().data()), tensor.float_data_size() * sizeof(float));
+    bytes += tensor.has_raw_data() ? tensor.raw_data()
+                                   : std::string(reinterpret_cast<const char*>(tensor.float_data().data()),
+                                                 tensor.float_data_size() * sizeof(float));
   }
   for (const onnx::NodeProto& node : model.graph().node()) {
     if (node.op_type() == "Identity" && tensors.contains(node.input(0))) {
@@ -229,12 +227,14 @@ TEST_F(PruneFunctions, WhatIsPrunedOnlyIsSavedAsItIs) {
   EXPECT_EQ(Output("m_deploy_model.onnx"), ReadFile(paths_["deploy.onnx"]));
   EXPECT_EQ(Output("m_fake_quant_model.onnx"), ReadFile(paths_["fake_quant.onnx"]));
   EXPECT_EQ(json::parse(saved->report_json)["function"], "save_compressed_retrain_model");
+  EXPECT_THAT(saved->warnings, testing::Contains(HasSubstr("not quantized")));
 }
 
 TEST_F(PruneFunctions, SavingComparesThePrunedModelWithTheRecordFile) {
   auto save = [&](const std::string& model, const std::string& record) {
-    return Run([&](const CallContext& context, const std::string& name) { return SavePruneRetrainModel(context, name, "m", record); },
-               model);
+    return Run(
+        [&](const CallContext& context, const std::string& name) { return SavePruneRetrainModel(context, name, "m", record); },
+        model);
   };
   UseCase("chain");
   EXPECT_TRUE(save("deploy.onnx", "record.txt").ok());
@@ -256,30 +256,10 @@ SafetensorsEntry EntryOf(const onnx::TensorProto& tensor, const std::string& nam
   return {name, {tensor.dims().begin(), tensor.dims().end()}, tensor.raw_data()};
 }
 
-// The arrays of an .npz file as safetensors, their names behind `prefix`.
-std::string FromNpz(const fs::path& path, const std::string& prefix) {
-  const std::unique_ptr<NpzFile> npz = *NpzFile::Open(*InputFile::Open(path.filename().string(), path.string()));
-  std::vector<SafetensorsEntry> entries;
-  for (const std::string& name : npz->names()) {
-    const std::unique_ptr<ArrayReader> reader = *npz->OpenArray(name);
-    uint64_t count = 1;
-    for (int64_t dim : reader->dims()) {
-      count *= dim;
-    }
-    std::vector<uint8_t> bytes(FindElementType(reader->data_type())->RawBytes(count));
-    EXPECT_TRUE(reader->Read(absl::MakeSpan(bytes)).ok());
-    entries.push_back({prefix + name,
-                       reader->dims(),
-                       {bytes.begin(), bytes.end()},
-                       reader->data_type() == onnx::TensorProto::INT64 ? "I64" : "F32"});
-  }
-  return WriteSafetensors(entries);
-}
-
 TEST_F(PruneFunctions, RestoreTakesChannelsFromTheRecordFileAndWeightsFromTheCheckpoint) {
   UseCase("restore_random");
   for (const std::string prefix : {"state_dict.", "state_dict.module."}) {  // the second as DataParallel writes it
-    Add("ckpt.safetensors", FromNpz(paths_["state_dict.npz"], prefix));
+    Add("ckpt.safetensors", WriteSafetensors(EntriesOfNpz(paths_["state_dict.npz"], prefix)));
     RetrainModelCall call = CreateCall("prune.cfg");
     call.record_file = "record.txt";
     call.weights = "ckpt.safetensors";
@@ -321,25 +301,44 @@ TEST_F(PruneFunctions, RestoreRefusesWhatDoesNotFit) {
   }
 }
 
+// With PruneOptions.extended: restoring has no such option, the record file tells all.
+TEST_F(PruneFunctions, WhatIsPrunedInExtendedModeIsRestoredAlike) {
+  for (const char* name : {"lenet_in1", "conv_flatten_linear", "convtranspose"}) {
+    paths_.clear();
+    UseCase(name);
+    RetrainModelCall call = CreateCall("prune.cfg");
+    call.prune_options.extended = true;
+    const auto created = Run(CreatePruneRetrainModel, call);
+    ASSERT_TRUE(created.ok()) << name << ": " << created.status();
+    EXPECT_NE(Output("record.out"), ReadFile(paths_["record.txt"])) << name;
+    const std::string pruned = Output("m_pruned_model.onnx");
+    const std::string cut = Output("record.out");
+    ASSERT_FALSE(pruned.empty()) << name;
+
+    Add("record.in", cut);
+    call = CreateCall("prune.cfg");
+    call.record_file = "record.in";
+    const auto restored = Run(RestorePruneRetrainModel, call);
+    ASSERT_TRUE(restored.ok()) << name << ": " << restored.status();
+    EXPECT_EQ(Output("m_pruned_model.onnx"), pruned) << name;
+  }
+}
+
 // ---- errors
 
 class PruneErrorGolden : public PruneGolden {};
 
 TEST_P(PruneErrorGolden, IsRefusedForTheRightReason) {
   static const std::map<std::string, v1::Reason> kReasons = {
-      {"error_empty_cfg", v1::CONFIG_EMPTY},
-      {"error_all_skipped", v1::CONFIG_EMPTY},
-      {"error_no_prunable_layer", v1::CONFIG_EMPTY},
-      {"error_syntax", v1::CONFIG_SYNTAX},
-      {"error_unknown_field", v1::CONFIG_SYNTAX},
-      {"error_unknown_enum", v1::CONFIG_SYNTAX},
-      {"error_ratio_not_number", v1::CONFIG_SYNTAX},
-      {"error_negative_update_freq", v1::CONFIG_SYNTAX},
+      {"error_empty_cfg", v1::CONFIG_EMPTY},         {"error_all_skipped", v1::CONFIG_EMPTY},
+      {"error_no_prunable_layer", v1::CONFIG_EMPTY}, {"error_syntax", v1::CONFIG_SYNTAX},
+      {"error_unknown_field", v1::CONFIG_SYNTAX},    {"error_unknown_enum", v1::CONFIG_SYNTAX},
+      {"error_ratio_not_number", v1::CONFIG_SYNTAX}, {"error_negative_update_freq", v1::CONFIG_SYNTAX},
   };
-  static const std::vector<std::string> kUnknownLayer = {
-      "error_global_skip_unknown", "error_override_bn_selective",   "error_override_unknown_layer",
-      "error_skip_depthwise_layer", "error_skip_unknown_layer",     "error_skip_type_convtranspose",
-      "error_skip_type_unsupported", "error_override_type_unsupported"};
+  static const std::vector<std::string> kUnknownLayer = {"error_global_skip_unknown",    "error_override_bn_selective",
+                                                         "error_override_unknown_layer", "error_skip_depthwise_layer",
+                                                         "error_skip_unknown_layer",     "error_skip_type_convtranspose",
+                                                         "error_skip_type_unsupported",  "error_override_type_unsupported"};
   const bool unknown = std::find(kUnknownLayer.begin(), kUnknownLayer.end(), GetParam()) != kUnknownLayer.end();
   const auto reason = kReasons.find(GetParam());
   const v1::Reason expected = unknown ? v1::CONFIG_UNKNOWN_LAYER : reason == kReasons.end() ? v1::CONFIG_VALUE : reason->second;

@@ -9,15 +9,17 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "engine/base/status.h"
 #include "engine/functions/retrain_model.h"
 #include "engine/retrain/plan_json.h"
+#include "gmock/gmock.h"
 #include "google/protobuf/util/json_util.h"
 #include "google/protobuf/util/message_differencer.h"
-#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "modelpress/v1/module_manifest.pb.h"
 #include "nlohmann/json.hpp"
 #include "onnx/onnx_pb.h"
+#include "tests/golden/checkpoint.h"
 #include "tests/golden/files.h"
 
 namespace modelpress::engine {
@@ -223,10 +225,52 @@ TEST_P(RetrainPlanGoldenTest, ThePrunedModelHasTheReferencesShapes) {
   for (const onnx::TensorProto& tensor : pruned.graph().initializer()) {
     ASSERT_TRUE(expected.contains(tensor.name())) << tensor.name();
     const onnx::TensorProto& other = *expected[tensor.name()];
-    EXPECT_TRUE(std::equal(tensor.dims().begin(), tensor.dims().end(), other.dims().begin(), other.dims().end())) << tensor.name();
+    EXPECT_TRUE(std::equal(tensor.dims().begin(), tensor.dims().end(), other.dims().begin(), other.dims().end()))
+        << tensor.name();
     EXPECT_EQ(tensor.raw_data(), other.raw_data()) << tensor.name();
   }
   EXPECT_EQ(pruned.opset_import_size(), 1);
+}
+
+// The reference's state_dict after training, by restore: it fits the plan, and every entry that is gone or too much is named.
+TEST_P(RetrainPlanGoldenTest, RestoreTakesTheReferencesCheckpoint) {
+  std::vector<SafetensorsEntry> entries = EntriesOfNpz(kGolden / GetParam() / "state.npz");
+  auto restore = [&] {
+    std::ofstream(output_.path() / "state.safetensors", std::ios::binary) << WriteSafetensors(entries);
+    std::map<std::string, std::string> paths = {{"state.safetensors", (output_.path() / "state.safetensors").string()}};
+    for (const char* name : {"create.onnx", "config.json", "quant.cfg", "record_create.txt"}) {
+      paths[name] = (kGolden / GetParam() / name).string();
+    }
+    const FileSet files(paths);
+    CallContext context;
+    context.files = &files;
+    context.output_root = output_.path().string();
+    RetrainModelCall call = {.model = "create.onnx", .save_path = "out/model", .weights = "state.safetensors"};
+    if (IsCompressed(GetParam())) {
+      call.config_definition = "quant.cfg";
+      call.record_file = "record_create.txt";
+      return RestoreCompressedRetrainModel(context, call);
+    }
+    call.config_file = "config.json";
+    call.record_file = "out/record.txt";
+    return RestoreQuantRetrainModel(context, call);
+  };
+  absl::StatusOr<RetrainModel> restored = restore();
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  if (!IsCompressed(GetParam())) {
+    EXPECT_EQ(ReadFile(output_.path() / "out" / "record.txt"), "");
+    EXPECT_EQ(restored->record_file.name, "out/record.txt");
+  }
+
+  const auto clip = std::find_if(entries.begin(), entries.end(),
+                                 [](const SafetensorsEntry& entry) { return absl::EndsWith(entry.name, ".acts_clip_max"); });
+  ASSERT_NE(clip, entries.end());
+  const std::string missing = clip->name;
+  clip->name = "stranger.weight";
+  const absl::Status status = restore().status();
+  EXPECT_EQ(ReasonOf(status), v1::WEIGHTS_INVALID) << status;
+  EXPECT_EQ(MetadataOf(status)["missing"], missing);
+  EXPECT_EQ(MetadataOf(status)["unexpected"], "stranger.weight");
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, RetrainPlanGoldenTest, testing::ValuesIn(Cases()), [](const auto& info) { return info.param; });

@@ -1,5 +1,6 @@
-// save_quant_retrain_model and save_compressed_retrain_model on the reference's cases (golden/qat): from its export without wrappers
-// and its record file to its two output files, byte by byte but for RNN nodes, whose attribute order is random in the reference.
+// save_quant_retrain_model and save_compressed_retrain_model on the reference's cases (golden/qat): from its export without
+// wrappers and its record file to its two output files, byte by byte but for RNN nodes, whose attribute order is random in the
+// reference.
 #include <algorithm>
 #include <filesystem>
 #include <map>
@@ -131,7 +132,8 @@ TEST_P(SaveQuantRetrainGoldenTest, TheConfigurationIsComparedWithTheRewritePlans
   {
     const FileSet files(paths_);
     absl::StatusOr<RetrainModel> created = CreateQuantRetrainModel(
-        Context(files, {}), {.model = "create.onnx", .config_file = "config.json", .record_file = "r.txt", .save_path = "create"});
+        Context(files, {}),
+        {.model = "create.onnx", .config_file = "config.json", .record_file = "r.txt", .save_path = "create"});
     ASSERT_TRUE(created.ok()) << created.status();
   }
   paths_["plan.json"] = (output_.path() / "create_rewrite_plan.json").string();

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <optional>
 
@@ -14,7 +15,6 @@
 namespace modelpress::engine {
 namespace {
 
-using AMCTPytorchProto::PruneNode;
 using AMCTPytorchProto::PruneRecord;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -127,6 +127,9 @@ TEST(CutChannelsTest, HostileRecords) {
       {MakeRecord({Entry("a", "Conv", 0, kFar, {1})}, {}), "a", "the range 0 to 1099511627776 is none of its 6 channels"},
       {MakeRecord({Entry("a", "Conv", -kFar, 3, {1})}, {}), "a", "is none of its 6 channels"},
       {MakeRecord({Entry("a", "Conv", 4, 2, {3})}, {}), "a", "is none of its 6 channels"},
+      {MakeRecord({Entry("a", "Conv", std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max())},
+                  {Entry("d", "Conv", 0, 6, {1})}),
+       "", "Conv 'd' takes 5 channels, its input has 6"},
       {MakeRecord({Entry("none", "Conv", 0, 6, {1})}, {}), "none", "the model has no such node"},
       {MakeRecord({Entry("a.weight", "Conv", 0, 6, {1})}, {}), "a.weight", "the model has no such node"},
       {MakeRecord({Entry("a", "Conv", 0, 6, {1})}, {Entry("", "Add", 0, 6, {1})}), "", "the model has no such node"},
