@@ -97,7 +97,7 @@ def test_golden_cuts(case: str) -> None:
 @pytest.mark.parametrize("name", ["c01_filter_prune_quant", "c04_filter_quant_restore"])
 def test_golden_network_after_cuts(name: str) -> None:
     case = Case(name)
-    net = case.net()
+    net = case.float_net()
     apply_cuts(net, filter_cuts(case, net))
     after = initializers(case.folder / "create_pruned.onnx")
     state = {name: value for name, value in net.state_dict().items() if "num_batches_tracked" not in name}
