@@ -190,6 +190,28 @@ def test_documented_post_training_quantization(folder: Path) -> None:
     assert torch.allclose(run(folder / "results" / "model_fake_quant_model.onnx", x), infer(net, x), atol=0.1)
 
 
+class NetWithHead(Net):
+    """A second head, which only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y + self.head(self.left(self.stem(x))).mean((2, 3)) if self.training else y
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_head_that_only_training_uses() -> None:
+    """What it reads keeps its channels, and the rest is pruned."""
+    x = torch.randn(SHAPE)
+    model = amct.create_prune_retrain_model(NetWithHead(), x, "prune_cfg.cfg", "record.txt")
+    assert model.left.out_channels == 16
+    train(model)
+    amct.save_prune_retrain_model(model, "m", x)
+
+
 # ---- restoring ----
 
 

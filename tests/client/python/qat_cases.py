@@ -73,8 +73,8 @@ class Case:
             text_format.Parse(created.read_text(), record)
         return record
 
-    def net(self) -> nn.Module:
-        """The float network, cut."""
+    def float_net(self) -> nn.Module:
+        """The float network."""
         name = f"net_{self.folder.name}"
         spec = importlib.util.spec_from_file_location(name, self.folder / "net.py")
         assert spec is not None
@@ -84,6 +84,11 @@ class Case:
         spec.loader.exec_module(module)
         net: nn.Module = module.Net()
         net.load_state_dict({key: torch.from_numpy(value) for key, value in self.arrays("init_state").items()})
+        return net
+
+    def net(self) -> nn.Module:
+        """The float network, cut."""
+        net = self.float_net()
         for group in self.filter_prune:
             for node in group["producer"]:
                 _cut(net.get_submodule(node["name"]), 0, node["prune_index"])

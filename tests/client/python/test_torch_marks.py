@@ -30,7 +30,7 @@ def same_file(written: Path, golden: Path) -> bool:
 @pytest.mark.parametrize("name", FLOWS)
 def test_golden_export_of_create(name: str, tmp_path: Path) -> None:
     case = Case(name)
-    export_with_marks(case.net(), tmp_path / "m.onnx", tuple(case.inputs("dummy")))
+    export_with_marks(case.float_net(), tmp_path / "m.onnx", tuple(case.inputs("dummy")))
     assert same_file(tmp_path / "m.onnx", case.folder / "create.onnx")
 
 
@@ -59,7 +59,7 @@ def stripped_state(case: Case, net: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", FLOWS)
 def test_golden_export_of_save(name: str, tmp_path: Path) -> None:
     case = Case(name)
-    net = case.net()
+    net = case.float_net()
     apply_cuts(net, filter_cuts(case, net))
     net.load_state_dict(stripped_state(case, net))
     export_with_marks(net, tmp_path / "m.onnx", tuple(case.inputs("dummy")))

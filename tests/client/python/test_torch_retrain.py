@@ -143,6 +143,31 @@ def test_a_failure_leaves_files_as_they_were(server: ProtocolServer) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["config.json", "prune.cfg", "record.txt"]
 
 
+class WithHead(Net):
+    """A head that only training uses, on channels that are cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.head(self.bn1(self.conv1(x)))
+        return super().forward(x)
+
+
+@pytest.mark.usefixtures("session")
+def test_layers_in_front_of_what_only_training_uses(server: ProtocolServer, caplog: pytest.LogCaptureFixture) -> None:
+    """They are left out; this server cuts them all the same."""
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(RuntimeError, match=r"head fails .* in front of it, conv1, out of the pruning"):
+        amct.create_prune_retrain_model(WithHead().eval(), x, "prune.cfg", "new.txt")
+    assert "conv1 keep their channels" in caplog.text
+    sent_definitions = [sent(server, request.config_definition, request) for request in server.requests]
+    assert sent_definitions == [b"prune_config {}", b'prune_config {}\nregular_prune_skip_layers: "conv1"']
+    assert not Path("new.txt").exists()
+
+
 def checkpoints(model: nn.Module) -> Iterator[tuple[str, str | None]]:
     """The forms of a checkpoint, and the state_dict_name that each needs."""
     state = model.state_dict()

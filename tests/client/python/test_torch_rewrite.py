@@ -12,7 +12,7 @@ import pytest
 import torch
 from golden_cuts import cut_tensor, cuts_of, filter_cuts
 from modelpress.torch_record import RecordFile
-from modelpress.torch_rewrite import apply_cuts, apply_plan, copy_model
+from modelpress.torch_rewrite import BrokenTrainingError, apply_cuts, apply_plan, copy_model
 from modelpress.v1 import rewrite_plan_pb2
 from qat_cases import GOLDEN as GOLDEN_QAT
 from qat_cases import Case
@@ -97,7 +97,7 @@ def test_golden_cuts(case: str) -> None:
 @pytest.mark.parametrize("name", ["c01_filter_prune_quant", "c04_filter_quant_restore"])
 def test_golden_network_after_cuts(name: str) -> None:
     case = Case(name)
-    net = case.net()
+    net = case.float_net()
     apply_cuts(net, filter_cuts(case, net))
     after = initializers(case.folder / "create_pruned.onnx")
     state = {name: value for name, value in net.state_dict().items() if "num_batches_tracked" not in name}
@@ -278,8 +278,9 @@ def test_layers_that_only_training_uses(tmp_path: Path) -> None:
     record = RecordFile(tmp_path / "r.txt")
     inputs = (torch.randn(2, 3, 5, 5), {"scale": 2.0})
     torch.set_rng_state(generator)
-    with pytest.raises(RuntimeError, match=r"training mode: head\.1 fails .*regular_prune_skip_layers"):
+    with pytest.raises(BrokenTrainingError, match=r"training mode: head\.1 fails .* it, body\.0, out of") as caught:
         apply_plan(model, plan, record, input_data=inputs)
+    assert caught.value.layers == ["body.0"]
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     apply_plan(model, plan, record)

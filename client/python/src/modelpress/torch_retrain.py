@@ -20,6 +20,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from modelpress.aio import RetrainModel, SavedConfig, SavedModels
 from modelpress.amct import record_pb2
 from modelpress.client import Client
+from modelpress.errors import Error
 from modelpress.local_files import write_file
 from modelpress.parameters import DynamicAxes, LocalOptions
 from modelpress.progress import progress_bar
@@ -34,7 +35,7 @@ from modelpress.torch_arguments import (
 from modelpress.torch_export import as_tuple, export, to_device_of, write_manifest
 from modelpress.torch_marks import export_with_marks
 from modelpress.torch_record import RecordFile
-from modelpress.torch_rewrite import apply_plan, copy_model, retraining_of
+from modelpress.torch_rewrite import BrokenTrainingError, apply_plan, copy_model, retraining_of
 from modelpress.torch_session import SessionBase
 from modelpress.torch_wrappers import RetrainQuant, RNNRetrainQuant, is_wrapped, strip
 from modelpress.v1 import rewrite_plan_pb2
@@ -349,10 +350,33 @@ class RetrainSession(SessionBase):
         config = check_input(function, "config_defination", config_defination)
         check_path(function, "record_file", record_file)
 
-        def call(client: Client, files: _Files, options: Mapping[str, Any]) -> RetrainModel:
-            return run(client, files.model, config, files.record, files.save_path, plan_only=True, **options)
+        def create(definition: Path) -> torch.nn.Module:
+            def call(client: Client, files: _Files, options: Mapping[str, Any]) -> RetrainModel:
+                return run(client, files.model, definition, files.record, files.save_path, plan_only=True, **options)
 
-        return self._create(function, model, input_data, Path(record_file), call)
+            return self._create(function, model, input_data, Path(record_file), call)
+
+        left_out: list[str] = []
+        failure: BrokenTrainingError | None = None
+        with tempfile.TemporaryDirectory(prefix="modelpress-") as folder:
+            definition = config
+            while True:
+                try:
+                    return create(definition)
+                except BrokenTrainingError as error:
+                    if set(error.layers) <= set(left_out):
+                        raise
+                    failure = error
+                except Error as error:
+                    if failure is None:
+                        raise
+                    raise failure from error  # the configuration has no place for layers to leave out
+                # The reference gives up such channels too (docs/spec/prune.md section 8).
+                _LOGGER.warning("%s: %s keep their channels: %s", function, ", ".join(failure.layers), failure)
+                left_out += failure.layers
+                definition = Path(folder) / config.name
+                skips = "".join(f'\nregular_prune_skip_layers: "{layer}"' for layer in left_out)
+                definition.write_bytes(config.read_bytes() + skips.encode())
 
     def _restore_by_definition(
         self,

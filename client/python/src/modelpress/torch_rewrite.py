@@ -31,6 +31,23 @@ class Retraining:
     record: RecordFile
 
 
+class BrokenTrainingError(RuntimeError):
+    """Only training uses a module that gets fewer channels than it takes once channels are cut.
+
+    Attributes:
+        layers: those in front of it that lose channels.
+    """
+
+    def __init__(self, module: str, error: Exception, layers: list[str]) -> None:
+        super().__init__(
+            f"without the channels to be cut the module does not run in training mode: {module or 'its forward'} fails "
+            f"({error}). What only training uses is not pruned with the rest: leave the layers in front of it, "
+            f"{', '.join(layers) or 'which are not known'}, out of the pruning (regular_prune_skip_layers), or turn it "
+            "off"
+        )
+        self.layers = layers
+
+
 def apply_plan(
     model: ModuleT,
     plan: rewrite_plan_pb2.RewritePlan,
@@ -49,13 +66,13 @@ def apply_plan(
         input_data: to check a forward in training mode with after channels were cut; None: no check.
 
     Raises:
-        RuntimeError: the module cannot be copied, the plan does not fit it, or only training uses layers that now get
-            fewer channels than they take.
+        BrokenTrainingError: see there.
+        RuntimeError: the module cannot be copied, or the plan does not fit it.
     """
     rewritten = copy_model(model)
     apply_cuts(rewritten, plan.cuts)
     if plan.cuts and input_data is not None:
-        _check_training(model, rewritten, input_data)
+        _check_training(model, rewritten, plan.cuts, input_data)
     if plan.layers:
         wrap(rewritten, plan, record, reference_defects=reference_defects)
     setattr(rewritten, _ATTRIBUTE, Retraining(plan, record))
@@ -233,36 +250,84 @@ def copy_model(model: ModuleT) -> ModuleT:
 
 
 def _check_training(
-    before: torch.nn.Module, after: torch.nn.Module, input_data: tuple[Any, ...] | torch.Tensor
+    before: torch.nn.Module,
+    after: torch.nn.Module,
+    cuts: Iterable[Any],
+    input_data: tuple[Any, ...] | torch.Tensor,
 ) -> None:
-    """Raises RuntimeError where cut channels break what the exported graph does not have (prune.md section 16, P-13).
+    """Raises BrokenTrainingError where cut channels break what the exported graph does not have (prune.md section 8).
 
     A module that does not run before the cuts either (a batch norm with one value per channel) tells nothing.
     """
-    failure = _failure_of_training(after, input_data)
-    if failure is not None and _failure_of_training(before, input_data) is None:
-        name, error = failure
-        raise RuntimeError(
-            f"without the channels to be cut the module does not run in training mode: {name or 'its forward'} fails "
-            f"({error}). What only training uses is not pruned with the rest: leave the layers in front of it out of "
-            "the pruning (regular_prune_skip_layers), or turn it off"
-        ) from error
+    trial = _Trial(after, input_data)
+    if trial.error is None:
+        return
+    full = _Trial(before, input_data, stop_at=trial.entered)
+    if full.error is not None:
+        return
+    # Depthwise convolutions lose the channels that their input loses.
+    cut = {cut.module for cut in cuts if "groups" not in cut.attributes and any(not t.axis for t in cut.tensors)}
+    layers = [name for name in full.layers_before() if name in cut]
+    raise BrokenTrainingError(trial.entered, trial.error, layers) from trial.error
 
 
-def _failure_of_training(
-    model: torch.nn.Module, input_data: tuple[Any, ...] | torch.Tensor
-) -> tuple[str, Exception] | None:
-    """The module in which a forward of a copy in training mode fails, and how; None if it succeeds."""
-    model = copy_model(model).train()
-    entered: list[str] = []
-    for name, module in model.named_modules():
-        module.register_forward_pre_hook(lambda *_, name=name: entered.append(name))
-        module.register_forward_hook(lambda *_: (entered.pop(), None)[1])
-    arguments, keywords = call_arguments(to_device_of(model, as_tuple(input_data)))
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    with torch.random.fork_rng(devices), torch.no_grad():
-        try:
-            model(*arguments, **keywords)
-        except Exception as error:  # whatever the caller's code raises
-            return entered[-1] if entered else "", error
-    return None
+class _Trial:
+    """A forward of a module's copy in training mode.
+
+    Attributes:
+        error: what it raised.
+        entered: the module in which it raised that; "" for the module itself.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, input_data: tuple[Any, ...] | torch.Tensor, stop_at: str | None = None
+    ) -> None:
+        """`stop_at`: the module whose input `layers_before` is to be asked about."""
+        self._model = copy_model(model).train().requires_grad_(stop_at is not None)
+        self._inputs: list[torch.Tensor] = []
+        self.error: Exception | None = None
+        path: list[str] = []
+        for name, module in self._model.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: path.append(name))
+            module.register_forward_hook(lambda *_: (path.pop(), None)[1])
+        if stop_at is not None:
+            self._model.get_submodule(stop_at).register_forward_pre_hook(self._keep_inputs)
+        arguments, keywords = call_arguments(to_device_of(self._model, as_tuple(input_data)))
+        devices = {parameter.device for parameter in self._model.parameters() if parameter.is_cuda}
+        with torch.random.fork_rng(devices), torch.set_grad_enabled(stop_at is not None):
+            try:
+                self._model(*arguments, **keywords)
+            except Exception as error:  # whatever the caller's code raises
+                self.error = error
+        self.entered = path[-1] if path else ""
+
+    def _keep_inputs(self, _: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        self._inputs += [value for value in arguments if isinstance(value, torch.Tensor)]
+
+    def layers_before(self) -> list[str]:
+        """The convolutions and linear layers whose output channels the inputs have, as autograd knows them."""
+        weights = {
+            id(module.weight): name
+            for name, module in self._model.named_modules()
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and not _is_depthwise(module)
+        }
+        found: list[str] = []
+        functions = [value.grad_fn for value in self._inputs]
+        seen: set[Any] = {None}
+        while functions:
+            function = functions.pop()
+            if function in seen:
+                continue
+            seen.add(function)
+            following = [entry for entry, _ in function.next_functions]
+            names = [
+                weights[id(entry.variable)] for entry in following if id(getattr(entry, "variable", None)) in weights
+            ]
+            found += names
+            if not names:
+                functions += following
+        return sorted(set(found))
+
+
+def _is_depthwise(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Conv2d) and bool(1 < module.groups == module.in_channels)
