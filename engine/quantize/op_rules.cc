@@ -106,7 +106,7 @@ std::optional<ConstantOperand> FindConstantOperand(const Graph& graph, Value val
 }
 
 std::vector<int64_t> DimsOf(const Graph& graph, const ConstantOperand& operand) {
-  const std::vector<int64_t> dims = DimsOf(graph.item(operand.holder));
+  std::vector<int64_t> dims = DimsOf(graph.item(operand.holder));
   if (operand.transpose < 0) {
     return dims;
   }

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import onnxruntime
 import pytest
 import torch
 from google.protobuf import text_format
+from modelpress import Client
 from modelpress.amct import record_pb2
 from torch import nn
 
@@ -286,6 +288,90 @@ def test_sparse_and_pruned_weights_reach_the_files(kind: str, folder: Path) -> N
     assert torch.allclose(run(folder / "out" / "m_fake_quant_model.onnx", x), expected, atol=2e-2)
     report = json.loads((folder / "out" / "m_report.json").read_text())
     assert report
+
+
+# ---- interrupted training ----
+
+STEPS = 6
+KILLED_AFTER = 3
+
+
+def _training_process(kind: str, target: str, folder: Path, kill: bool) -> None:
+    """A training script: goes on from its last checkpoint, writes one after each step, saves at the end."""
+    os.chdir(folder)
+    amct.connect(target)
+    torch.manual_seed(0)
+    x = torch.randn(SHAPE)
+    checkpoint = Path(f"{kind}.pth")
+    first = 0
+    if checkpoint.exists():
+        model = _restore(kind, x)
+        first = torch.load(checkpoint, weights_only=True)["step"]
+    else:
+        model = _prepare(kind, trained_net(), x)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    if first:
+        optimizer.load_state_dict(torch.load(checkpoint, weights_only=True)["optimizer"])
+    model.train()
+    for step in range(first, STEPS):
+        torch.manual_seed(step)
+        x = torch.randn(SHAPE)
+        optimizer.zero_grad()
+        (model(x) - x.mean((2, 3)).sum(1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+        state = {"net": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+        torch.save(state, "new.pth")
+        Path("new.pth").replace(checkpoint)
+        if kill and step + 1 == KILLED_AFTER:
+            os.kill(os.getpid(), signal.SIGKILL)
+    infer(model, x)
+    _save(kind, model, x, "out/m")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_training_process_goes_on(kind: str, server: ServerProcess, folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+
+    def run_process(job: Path, kill: bool) -> int | None:
+        process = context.Process(target=_training_process, args=(kind, server.target, job, kill))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    jobs = [folder / "whole", folder / "killed"]
+    for job in jobs:
+        job.mkdir()
+        for cfg in folder.glob("*.cfg"):
+            shutil.copy(cfg, job)
+    assert run_process(jobs[0], kill=False) == 0
+    assert run_process(jobs[1], kill=True) == -signal.SIGKILL
+    assert not (jobs[1] / "out").exists()
+    assert run_process(jobs[1], kill=False) == 0
+    for name in SAVED:
+        assert (jobs[1] / "out" / f"m_{name}").read_bytes() == (jobs[0] / "out" / f"m_{name}").read_bytes()
+
+
+# ---- the server's own pruned model ----
+
+
+def test_the_pruned_module_and_the_pruned_model_agree(server: ServerProcess, folder: Path) -> None:
+    x = torch.randn(SHAPE)
+    net = trained_net()
+    module = amct.create_prune_retrain_model(net, x, "prune_cfg.cfg", "record.txt")
+    amct.export_for_quantization(net, folder / "net.onnx", x)
+    amct.write_manifest(net, folder / "modules.json")
+    with Client(server.target) as client:
+        pruned = client.create_prune_retrain_model_files(
+            folder / "net.onnx",
+            folder / "prune_cfg.cfg",
+            folder / "again.txt",
+            str(folder / "m"),
+            module_manifest=folder / "modules.json",
+        )
+    assert (folder / "again.txt").read_text() == (folder / "record.txt").read_text()
+    assert pruned.pruned_model is not None
+    assert module.left.out_channels == 8
+    assert torch.allclose(run(pruned.pruned_model, x), infer(module, x), rtol=1e-5, atol=1e-5)
 
 
 # ---- several jobs, and a server that goes away ----

@@ -15,8 +15,8 @@
 #include "engine/runtime/npz.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
-#include "tests/golden/files.h"
 #include "onnx/onnx_pb.h"
+#include "tests/golden/files.h"
 
 namespace modelpress::engine {
 namespace {

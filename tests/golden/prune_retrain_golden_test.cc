@@ -378,8 +378,12 @@ TEST_P(SearchGolden, WithReferenceDefectsTheConfigurationIsTheReferences) {
     }
   }
   Add("s.safetensors", WriteSafetensors(entries));
-  const AutoChannelPruneSearchCall call = {
+  AutoChannelPruneSearchCall call = {
       .model = "model.onnx", .config = "amc.cfg", .output_cfg = "out/found.cfg", .sensitivities = "s.safetensors"};
+  if (paths_.contains("override.cfg")) {
+    EXPECT_EQ(ReasonOf(Run(AutoChannelPruneSearch, call).status()), v1::FILE_NOT_FOUND);
+    call.override_prune_cfg = "override.cfg";
+  }
   const auto found = Run(AutoChannelPruneSearch, call, ReferenceDefects::All());
   ASSERT_TRUE(found.ok()) << found.status();
   EXPECT_EQ(Output("out/found.cfg"), ReadFile(paths_["output.cfg"]));
