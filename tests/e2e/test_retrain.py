@@ -433,6 +433,7 @@ def test_jobs_at_once(server: ServerProcess, tmp_path: Path) -> None:
     assert together == alone
 
 
+@pytest.mark.skipif("MODELPRESS_TEST_TARGET" in os.environ, reason="needs a server of its own")
 @pytest.mark.parametrize("kind", ["prune", "compressed"])
 def test_the_server_restarts_in_between(kind: str, folder: Path) -> None:
     x = torch.randn(SHAPE)

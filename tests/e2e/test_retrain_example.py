@@ -7,6 +7,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.e2e.server_process import ServerProcess
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "retrain.py"
 CHANNELS_PRUNED = {"prune30": 0.75, "prune50": 0.45, "prune70": 0.3, "prune50+qat8": 0.45}
@@ -25,10 +29,9 @@ def percent(text: str) -> float:
     return float(text.removesuffix("%"))
 
 
-def test_every_method_keeps_the_accuracy_of_the_digits(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), "--out", str(tmp_path)], capture_output=True, text=True, check=False
-    )
+def test_every_method_keeps_the_accuracy_of_the_digits(server: ServerProcess, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLE), "--target", server.target, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     table = rows(done.stdout)
     full = percent(table["float"]["after"])
