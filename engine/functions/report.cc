@@ -75,4 +75,6 @@ Json DescribeLayers(const Graph& graph, const FactorsByLayer& factors) {
 
 Json DescribeFile(const WrittenFile& file) { return {{"name", file.name}, {"size_bytes", file.size}, {"sha256", file.sha256}}; }
 
+std::string PrintReport(const Json& report) { return report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"; }
+
 }  // namespace modelpress::engine

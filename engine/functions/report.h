@@ -23,6 +23,9 @@ nlohmann::ordered_json DescribeLayers(const Graph& graph, const FactorsByLayer& 
 // {name, size_bytes, sha256}
 nlohmann::ordered_json DescribeFile(const WrittenFile& file);
 
+// The report's text. Names in a model may be any bytes; what is no UTF-8 is replaced by U+FFFD.
+std::string PrintReport(const nlohmann::ordered_json& report);
+
 }  // namespace modelpress::engine
 
 #endif  // MODELPRESS_ENGINE_FUNCTIONS_REPORT_H_

@@ -373,7 +373,7 @@ class RetrainRun {
     for (const WrittenFile& file : result_.external_data) {
       report["outputs"].push_back(DescribeFile(file));
     }
-    MP_RETURN_IF_ERROR(add("report.json", report.dump(2) + "\n", result_.report));
+    MP_RETURN_IF_ERROR(add("report.json", PrintReport(report), result_.report));
     return output->Commit();
   }
 

@@ -232,7 +232,7 @@ absl::StatusOr<SavedModels> SaveGraph(const CallContext& context, GraphToSave so
       }
     }
   }
-  result.report_json = report.dump(2) + "\n";
+  result.report_json = PrintReport(report);
   if (output != nullptr) {
     const std::string report_name = path.FileName("report.json");
     MP_RETURN_IF_ERROR(output->AddFile(report_name, result.report_json));

@@ -79,7 +79,7 @@ absl::StatusOr<SavedModels> SavePruned(const CallContext& context, const std::st
   report["warnings"] = result.warnings;
   report["outputs"] = nlohmann::ordered_json::array();
   if (context.validate_only) {
-    result.report_json = report.dump(2) + "\n";
+    result.report_json = PrintReport(report);
     return result;
   }
 
@@ -111,7 +111,7 @@ absl::StatusOr<SavedModels> SavePruned(const CallContext& context, const std::st
     MP_ASSIGN_OR_RETURN(WrittenFile written, copy(external, external.substr(FolderOf(model).size())));
     result.external_data.push_back(std::move(written));
   }
-  result.report_json = report.dump(2) + "\n";
+  result.report_json = PrintReport(report);
   const std::string report_name = path.FileName("report.json");
   OutputFolder* main_folder = folders.at("").get();
   MP_RETURN_IF_ERROR(main_folder->AddFile(report_name, result.report_json));

@@ -74,6 +74,25 @@ class TwoConvsTest : public RetrainFunctionsTest {
       .model = "model.onnx", .config_definition = "prune.cfg", .record_file = "r/record.txt", .save_path = "m"};
 };
 
+// Bytes that are no UTF-8 would end the process in the JSON printer.
+TEST_F(RetrainFunctionsTest, NamesMayBeAnyBytes) {
+  ModelBuilder builder(11);
+  builder.Input("x", {1, 3, 8, 8}).Output("y", {1, 4, 8, 8});
+  builder.Initializer("\xff.weight", {4, 3, 1, 1}, std::vector<float>(12, 1.0F));
+  builder.Node("Conv", "\xff", {"x", "\xff.weight"}, {"y"});
+  Write("model.onnx", builder.proto().SerializeAsString());
+  const auto saved =
+      Run([](const CallContext& context, const std::string& model) { return SavePruneRetrainModel(context, model, "m"); },
+          std::string("model.onnx"));
+  ASSERT_TRUE(saved.ok()) << saved.status();
+  EXPECT_EQ(Report()["function"], "save_prune_retrain_model");
+
+  Write("prune.cfg", "prune_config { n_out_of_m_pruner { l1_selective_prune {} } }");
+  const auto created =
+      Run(CreatePruneRetrainModel, RetrainModelCall{.model = "model.onnx", .config_definition = "prune.cfg", .record_file = "r"});
+  EXPECT_TRUE(created.ok() || ReasonOf(created.status()) != v1::REASON_UNSPECIFIED) << created.status();
+}
+
 TEST_F(TwoConvsTest, TheReportTellsWhatPruningGains) {
   const auto created = Run(CreatePruneRetrainModel, call_);
   ASSERT_TRUE(created.ok()) << created.status();

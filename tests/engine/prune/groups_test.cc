@@ -517,7 +517,7 @@ TEST(PruneDefectsTest, WhatIsNoLayerOfItsOwnEndsRecords) {  // P-7, P-8
 TEST(PruneExtendedTest, ALinearBehindAFlattenReadsBlocksOfInputs) {
   Net net;
   net.Conv("a", "x", 3, 8).Conv("b", "x", 3, 4).Concat("cat", {"a", "b"}).Op("Flatten", "flat", {"cat"});
-  net.Gemm("f", "flat", 12 * 64, 4).Output("f");
+  net.Gemm("f", "flat", 768, 4).Output("f");
   EXPECT_THAT(Lines(net), IsEmpty());
   EXPECT_THAT(Extended(net), ElementsAre("a 0:8 -> cat 0:8, f 0:512", "b 0:4 -> cat 8:12, f 512:768"));
 }

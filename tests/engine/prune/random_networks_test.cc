@@ -225,7 +225,7 @@ class Generator {
     network_.linears.insert(name);
     switch (Int(0, 2)) {
       case 0: {  // MatMul, the bias on either side of the Add
-        const std::string product = Node("MatMul", name, {input, Random("onnx::MatMul_" + name, {inputs, outputs})});
+        std::string product = Node("MatMul", name, {input, Random("onnx::MatMul_" + name, {inputs, outputs})});
         if (Int(0, 2) == 0) {
           return product;
         }
