@@ -14,7 +14,7 @@ import pytest
 import torch
 from modelpress import torch_operators
 from modelpress import torch_quantizers as q
-from modelpress.torch_operators import Conv1dQAT, Conv2dQAT, ConvTranspose1dQAT, ConvTranspose2dQAT, LinearQAT
+from modelpress.torch import Conv1dQAT, Conv2dQAT, ConvTranspose1dQAT, ConvTranspose2dQAT, LinearQAT
 from qat_cases import GOLDEN, assert_numbers
 from torch import nn
 

@@ -28,10 +28,24 @@ from modelpress.torch_arguments import check_dynamic_axes, check_names, check_pa
 from modelpress.torch_calibration import Batch, CalibrationModule, InputBinder, varying_axes
 from modelpress.torch_export import export, export_for_quantization, write_manifest
 from modelpress.torch_marks import export_with_marks
+from modelpress.torch_operators import (
+    Conv1dQAT,
+    Conv2dQAT,
+    Conv3dQAT,
+    ConvTranspose1dQAT,
+    ConvTranspose2dQAT,
+    LinearQAT,
+)
 from modelpress.torch_retrain import RetrainSession
 
 __all__ = [
     "CalibrationModule",
+    "Conv1dQAT",
+    "Conv2dQAT",
+    "Conv3dQAT",
+    "ConvTranspose1dQAT",
+    "ConvTranspose2dQAT",
+    "LinearQAT",
     "Session",
     "auto_channel_prune_search",
     "connect",
