@@ -1,5 +1,8 @@
 #include "engine/functions/functions.h"
 
+#include <filesystem>
+#include <utility>
+
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -74,5 +77,9 @@ absl::StatusOr<OutputFile> OutputFile::Parse(const std::string& field, const std
 }
 
 std::string OutputFile::WorkspaceName() const { return folder.empty() ? name : absl::StrCat(folder, "/", name); }
+
+absl::StatusOr<std::unique_ptr<OutputFolder>> CreateOutputFolder(const CallContext& context, const std::string& folder) {
+  return OutputFolder::Create((std::filesystem::path(context.output_root) / folder).string());
+}
 
 }  // namespace modelpress::engine

@@ -3,6 +3,7 @@
 #define MODELPRESS_ENGINE_FUNCTIONS_FUNCTIONS_H_
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,9 @@ struct CallContext {
   std::function<void(const std::string& stage, uint64_t done, uint64_t total)> progress = [](const std::string&, uint64_t,
                                                                                              uint64_t) {};
 };
+
+// The output files of a call in `folder` of the workspace.
+absl::StatusOr<std::unique_ptr<OutputFolder>> CreateOutputFolder(const CallContext& context, const std::string& folder);
 
 // What a call that writes models has made. Names are names in the workspace.
 struct SavedModels {

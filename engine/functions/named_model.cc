@@ -1,6 +1,5 @@
 #include "engine/functions/named_model.h"
 
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -190,8 +189,7 @@ absl::StatusOr<WrittenFile> WriteText(const CallContext& context, const OutputFi
   if (context.validate_only) {
     return WrittenFile();
   }
-  MP_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFolder> output,
-                      OutputFolder::Create((std::filesystem::path(context.output_root) / file.folder).string()));
+  MP_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFolder> output, CreateOutputFolder(context, file.folder));
   MP_RETURN_IF_ERROR(output->AddFile(file.name, text));
   MP_RETURN_IF_ERROR(output->Commit());
   WrittenFile written = output->files().back();

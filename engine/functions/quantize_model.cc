@@ -176,8 +176,7 @@ class QuantizeModelRun {
       AddDataType(marked, layer.node, IsFloat16(marked, layer));
     }
     MP_ASSIGN_OR_RETURN(const Model modified, marked.ToModel());
-    MP_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFolder> output,
-                        OutputFolder::Create((std::filesystem::path(context_.output_root) / modified_file_.folder).string()));
+    MP_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFolder> output, CreateOutputFolder(context_, modified_file_.folder));
     WriteOptions options{.threads = context_.threads};
     options.progress = [this](uint64_t done, uint64_t total) { context_.progress("write", done, total); };
     MP_RETURN_IF_ERROR(

@@ -1,7 +1,6 @@
 #include "engine/functions/retrain_model.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -340,8 +339,7 @@ class RetrainRun {
     if (context_.validate_only) {
       return absl::OkStatus();
     }
-    MP_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFolder> output,
-                        OutputFolder::Create((std::filesystem::path(context_.output_root) / path_.folder).string()));
+    MP_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFolder> output, CreateOutputFolder(context_, path_.folder));
     if (pruned_.has_value()) {
       WriteOptions options;
       options.threads = context_.threads;

@@ -1,7 +1,6 @@
 #include "engine/functions/save_model.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -196,7 +195,7 @@ absl::StatusOr<SavedModels> SaveGraph(const CallContext& context, GraphToSave so
       result.warnings.push_back(warning);
     }
   } else {
-    MP_ASSIGN_OR_RETURN(output, OutputFolder::Create((std::filesystem::path(context.output_root) / path.folder).string()));
+    MP_ASSIGN_OR_RETURN(output, CreateOutputFolder(context, path.folder));
     WriteOptions options;
     options.threads = context.threads;
     options.progress = [&context](uint64_t done, uint64_t total) { context.progress("write", done, total); };

@@ -1,6 +1,5 @@
 #include "engine/functions/save_prune_retrain_model.h"
 
-#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -31,10 +30,7 @@ std::optional<int64_t> ChannelsOf(const Graph& graph, ItemId id) {
   if (!weight.has_value()) {
     return std::nullopt;
   }
-  std::vector<int64_t> dims = DimsOf(graph.item(weight->holder));
-  if (weight->transpose >= 0) {
-    std::reverse(dims.begin(), dims.end());
-  }
+  const std::vector<int64_t> dims = DimsOf(graph, *weight);
   if (dims.size() < 2) {
     return std::nullopt;
   }
@@ -89,8 +85,7 @@ absl::StatusOr<SavedModels> SavePruned(const CallContext& context, const std::st
   auto folder = [&](const std::string& name) -> absl::StatusOr<OutputFolder*> {
     std::unique_ptr<OutputFolder>& entry = folders[name];
     if (entry == nullptr) {
-      MP_ASSIGN_OR_RETURN(entry,
-                          OutputFolder::Create((std::filesystem::path(context.output_root) / path.folder / name).string()));
+      MP_ASSIGN_OR_RETURN(entry, CreateOutputFolder(context, (std::filesystem::path(path.folder) / name).string()));
     }
     return entry.get();
   };

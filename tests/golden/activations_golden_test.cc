@@ -14,6 +14,7 @@
 #include "nlohmann/json.hpp"
 #include "onnx/onnx_pb.h"
 #include "tests/engine/model/model_testing.h"
+#include "tests/golden/files.h"
 
 namespace modelpress::engine {
 namespace {
@@ -22,13 +23,7 @@ namespace fs = std::filesystem;
 
 const fs::path kGolden = fs::path(MODELPRESS_TEST_DATA) / "golden" / "ptq";
 
-FileSet FilesOf(const std::string& name) {
-  std::map<std::string, std::string> paths;
-  for (const auto& entry : fs::directory_iterator(kGolden / name)) {
-    paths[entry.path().filename().string()] = entry.path().string();
-  }
-  return FileSet(paths);
-}
+FileSet FilesOf(const std::string& name) { return FilesIn(kGolden / name); }
 
 // Compares what it is shown with `<layer>__<batch>` of the reference's archive.
 class Checker final : public ActivationConsumer {

@@ -234,16 +234,7 @@ std::vector<std::vector<float>> Batches(const Arrays& activations, const std::st
 
 class CalibrationGoldenTest : public testing::TestWithParam<std::string> {};
 
-std::vector<std::string> Cases() {
-  std::vector<std::string> cases;
-  for (const auto& entry : fs::directory_iterator(kGolden)) {
-    if (fs::exists(entry.path() / "acts.npz")) {
-      cases.push_back(entry.path().filename().string());
-    }
-  }
-  std::sort(cases.begin(), cases.end());
-  return cases;
-}
+std::vector<std::string> Cases() { return CasesWith(kGolden, "acts.npz"); }
 
 INSTANTIATE_TEST_SUITE_P(Cases, CalibrationGoldenTest, testing::ValuesIn(Cases()), [](const auto& info) { return info.param; });
 

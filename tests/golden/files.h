@@ -2,12 +2,14 @@
 #ifndef MODELPRESS_TESTS_GOLDEN_FILES_H_
 #define MODELPRESS_TESTS_GOLDEN_FILES_H_
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "engine/model/file_set.h"
 
@@ -33,6 +35,18 @@ class TemporaryFolder {
  private:
   std::filesystem::path path_;
 };
+
+// Names of the folders in `folder` that have a file called `file`, sorted.
+inline std::vector<std::string> CasesWith(const std::filesystem::path& folder, const std::string& file) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (std::filesystem::exists(entry.path() / file)) {
+      names.push_back(entry.path().filename().string());
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
 
 // Every file of a folder, by its name there.
 inline FileSet FilesIn(const std::filesystem::path& folder) {

@@ -32,6 +32,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "onnx/onnx_pb.h"
+#include "tests/engine/prune/prune_entries.h"
 #include "tests/golden/files.h"
 
 namespace modelpress::engine {
@@ -46,17 +47,6 @@ using Dims = std::vector<int64_t>;
 
 const fs::path kGolden = fs::path(MODELPRESS_TEST_DATA) / "golden" / "prune";
 const fs::path kUnits = fs::path(MODELPRESS_TEST_DATA) / "golden" / "qat" / "unit";
-
-std::vector<std::string> Cases(const fs::path& folder, const std::string& with_file) {
-  std::vector<std::string> cases;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    if (fs::exists(entry.path() / with_file)) {
-      cases.push_back(entry.path().filename().string());
-    }
-  }
-  std::sort(cases.begin(), cases.end());
-  return cases;
-}
 
 // An .npz file.
 class Arrays {
@@ -312,7 +302,7 @@ TEST_P(ChannelCase, CutsThem) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, ChannelCase, testing::ValuesIn(Cases(kGolden, "pruned.onnx")),
+INSTANTIATE_TEST_SUITE_P(Golden, ChannelCase, testing::ValuesIn(CasesWith(kGolden, "pruned.onnx")),
                          [](const auto& info) { return info.param; });
 
 // The record was made from other weights.
@@ -329,22 +319,6 @@ TEST(PruneGoldenTest, RestoreCutsByTheRecord) {
     ASSERT_TRUE(tensors.contains(name)) << name;
     EXPECT_EQ(tensors.at(name).first, tensor.first) << name;
   }
-}
-
-PruneNode Entry(const std::string& name, const std::string& type, int64_t begin, int64_t end) {
-  PruneNode node;
-  node.set_name(name);
-  AMCTProto::AttrProto* attribute = node.add_attr();
-  attribute->set_name(kPruneTypeAttribute);
-  attribute->set_type(AMCTProto::AttrProto::STRING);
-  attribute->set_s(type);
-  for (const auto& [key, value] : {std::pair{kPruneBeginAttribute, begin}, std::pair{kPruneEndAttribute, end}}) {
-    attribute = node.add_attr();
-    attribute->set_name(key);
-    attribute->set_type(AMCTProto::AttrProto::INT);
-    attribute->set_i(value);
-  }
-  return node;
 }
 
 // The reference finds a record that crosses the ConvTranspose as if it kept the channels, and drops it after its forward.
@@ -456,7 +430,7 @@ TEST_P(TorchvisionCase, CutsToTheReferencesShapes) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, TorchvisionCase, testing::ValuesIn(Cases(kGolden / "torchvision", "skeleton.onnx")),
+INSTANTIATE_TEST_SUITE_P(Golden, TorchvisionCase, testing::ValuesIn(CasesWith(kGolden / "torchvision", "skeleton.onnx")),
                          [](const auto& info) { return info.param; });
 
 // ---- 2:4
@@ -547,7 +521,7 @@ TEST_P(SelectiveCase, MasksRecordsAndWeights) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, SelectiveCase, testing::ValuesIn(Cases(kGolden, "masked.onnx")),
+INSTANTIATE_TEST_SUITE_P(Golden, SelectiveCase, testing::ValuesIn(CasesWith(kGolden, "masked.onnx")),
                          [](const auto& info) { return info.param; });
 
 // update_freq 2: the mask of the weights before forwards 0 and 2, and the same again before 1 and 3.
@@ -659,7 +633,7 @@ TEST_P(SearchCase, StopsAtTheTarget) {
   EXPECT_GE(kept, kept_by_reference);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, SearchCase, testing::ValuesIn(Cases(kGolden, "search_state.json")),
+INSTANTIATE_TEST_SUITE_P(Golden, SearchCase, testing::ValuesIn(CasesWith(kGolden, "search_state.json")),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

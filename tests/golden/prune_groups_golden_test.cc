@@ -131,20 +131,9 @@ std::string Checked(std::vector<PruneRecord> records) {
   return Text(records);
 }
 
-std::vector<std::string> FoldersWith(const fs::path& parent, const std::string& file) {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(parent)) {
-    if (fs::exists(entry.path() / file)) {
-      names.push_back(entry.path().filename().string());
-    }
-  }
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
 std::vector<std::string> Cases() {
-  std::vector<std::string> names = FoldersWith(kGolden, "record.txt");
-  for (const std::string& name : FoldersWith(kGolden, "record_created.txt")) {
+  std::vector<std::string> names = CasesWith(kGolden, "record.txt");
+  for (const std::string& name : CasesWith(kGolden, "record_created.txt")) {
     names.push_back(name);
   }
   std::erase_if(names, [](const std::string& name) { return !fs::exists(kGolden / name / "model.onnx"); });
@@ -225,7 +214,7 @@ TEST_P(NetworksGoldenTest, TheRecordsAreThoseOfTheReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, NetworksGoldenTest, testing::ValuesIn(FoldersWith(kGolden / "torchvision", "skeleton.onnx")),
+INSTANTIATE_TEST_SUITE_P(Golden, NetworksGoldenTest, testing::ValuesIn(CasesWith(kGolden / "torchvision", "skeleton.onnx")),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

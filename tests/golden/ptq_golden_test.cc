@@ -26,16 +26,7 @@ using nlohmann::json;
 
 const fs::path kGolden = fs::path(MODELPRESS_TEST_DATA) / "golden" / "ptq";
 
-std::vector<std::string> Cases() {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(kGolden)) {
-    if (fs::exists(entry.path() / "modified.onnx")) {
-      names.push_back(entry.path().filename().string());
-    }
-  }
-  std::sort(names.begin(), names.end());
-  return names;
-}
+std::vector<std::string> Cases() { return CasesWith(kGolden, "modified.onnx"); }
 
 ScaleOffsetRecord Parse(const std::string& text) {
   absl::StatusOr<ParsedRecord> record = ParseRecord(text, "record");

@@ -30,16 +30,7 @@ using Json = nlohmann::ordered_json;
 
 const fs::path kGolden = fs::path(MODELPRESS_TEST_DATA) / "golden" / "qat";
 
-std::vector<std::string> Cases() {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(kGolden)) {
-    if (fs::exists(entry.path() / "plan.json")) {
-      names.push_back(entry.path().filename().string());
-    }
-  }
-  std::sort(names.begin(), names.end());
-  return names;
-}
+std::vector<std::string> Cases() { return CasesWith(kGolden, "plan.json"); }
 
 bool IsCompressed(const std::string& name) { return absl::StartsWith(name, "c"); }
 

@@ -483,7 +483,7 @@ class AsyncClient:
             **parameters: see modelpress.parameters.
         """
         fields = {**parameters, "config_file": config_file, "model": model}
-        return await self._start("CreateQuantConfig", compression_pb2.CreateQuantConfigRequest, workspace, fields)
+        return await self._start(compression_pb2.CreateQuantConfigRequest, workspace, fields)
 
     async def quantize_preprocess(
         self,
@@ -511,7 +511,7 @@ class AsyncClient:
             "model": model,
             "calibration_data": calibration_data,
         }
-        return await self._start("QuantizePreprocess", compression_pb2.QuantizePreprocessRequest, workspace, fields)
+        return await self._start(compression_pb2.QuantizePreprocessRequest, workspace, fields)
 
     async def quantize_model(
         self, workspace: str, model: str, **parameters: Unpack[QuantizeModelCall]
@@ -524,7 +524,7 @@ class AsyncClient:
             **parameters: see modelpress.parameters.
         """
         fields = {**parameters, "model": model}
-        return await self._start("QuantizeModel", compression_pb2.QuantizeModelRequest, workspace, fields)
+        return await self._start(compression_pb2.QuantizeModelRequest, workspace, fields)
 
     async def calibrate(
         self,
@@ -549,7 +549,7 @@ class AsyncClient:
             "config_file": config_file,
             "calibration_data": calibration_data,
         }
-        return await self._start("Calibrate", compression_pb2.CalibrateRequest, workspace, fields)
+        return await self._start(compression_pb2.CalibrateRequest, workspace, fields)
 
     async def save_model(
         self,
@@ -574,7 +574,7 @@ class AsyncClient:
             "record_file": record_file,
             "save_path": save_path,
         }
-        return await self._start("SaveModel", compression_pb2.SaveModelRequest, workspace, fields)
+        return await self._start(compression_pb2.SaveModelRequest, workspace, fields)
 
     async def create_prune_retrain_model(
         self,
@@ -602,9 +602,7 @@ class AsyncClient:
             "record_file": record_file,
             "save_path": save_path,
         }
-        return await self._start(
-            "CreatePruneRetrainModel", compression_pb2.CreatePruneRetrainModelRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.CreatePruneRetrainModelRequest, workspace, fields)
 
     async def restore_prune_retrain_model(
         self,
@@ -632,18 +630,14 @@ class AsyncClient:
             "config_definition": config_definition,
             "save_path": save_path,
         }
-        return await self._start(
-            "RestorePruneRetrainModel", compression_pb2.RestorePruneRetrainModelRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.RestorePruneRetrainModelRequest, workspace, fields)
 
     async def save_prune_retrain_model(
         self, workspace: str, model: str, save_path: str, **parameters: Unpack[SavePruneCall]
     ) -> AsyncOperation[compression_pb2.SavePruneRetrainModelResponse]:
         """Starts save_prune_retrain_model on an exported ONNX file of a workspace; arguments as in save_model."""
         fields = {**parameters, "model": model, "save_path": save_path}
-        return await self._start(
-            "SavePruneRetrainModel", compression_pb2.SavePruneRetrainModelRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.SavePruneRetrainModelRequest, workspace, fields)
 
     async def auto_channel_prune_search(
         self,
@@ -671,18 +665,14 @@ class AsyncClient:
             "sensitivities": sensitivities,
             "output_cfg": output_cfg,
         }
-        return await self._start(
-            "AutoChannelPruneSearch", compression_pb2.AutoChannelPruneSearchRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.AutoChannelPruneSearchRequest, workspace, fields)
 
     async def create_quant_retrain_config(
         self, workspace: str, config_file: str, model: str, **parameters: Unpack[RetrainConfigCall]
     ) -> AsyncOperation[compression_pb2.CreateQuantConfigResponse]:
         """Starts create_quant_retrain_config on files of a workspace; arguments as in create_quant_config."""
         fields = {**parameters, "config_file": config_file, "model": model}
-        return await self._start(
-            "CreateQuantRetrainConfig", compression_pb2.CreateQuantRetrainConfigRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.CreateQuantRetrainConfigRequest, workspace, fields)
 
     async def create_quant_retrain_model(
         self,
@@ -710,9 +700,7 @@ class AsyncClient:
             "record_file": record_file,
             "save_path": save_path,
         }
-        return await self._start(
-            "CreateQuantRetrainModel", compression_pb2.CreateQuantRetrainModelRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.CreateQuantRetrainModelRequest, workspace, fields)
 
     async def restore_quant_retrain_model(
         self,
@@ -731,9 +719,7 @@ class AsyncClient:
             "record_file": record_file,
             "save_path": save_path,
         }
-        return await self._start(
-            "RestoreQuantRetrainModel", compression_pb2.RestoreQuantRetrainModelRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.RestoreQuantRetrainModelRequest, workspace, fields)
 
     async def save_quant_retrain_model(
         self,
@@ -761,9 +747,7 @@ class AsyncClient:
             "record_file": record_file,
             "save_path": save_path,
         }
-        return await self._start(
-            "SaveQuantRetrainModel", compression_pb2.SaveQuantRetrainModelRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.SaveQuantRetrainModelRequest, workspace, fields)
 
     async def create_compressed_retrain_model(
         self,
@@ -785,9 +769,7 @@ class AsyncClient:
             "record_file": record_file,
             "save_path": save_path,
         }
-        return await self._start(
-            "CreateCompressedRetrainModel", compression_pb2.CreateCompressedRetrainModelRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.CreateCompressedRetrainModelRequest, workspace, fields)
 
     async def restore_compressed_retrain_model(
         self,
@@ -809,9 +791,7 @@ class AsyncClient:
             "config_definition": config_definition,
             "save_path": save_path,
         }
-        return await self._start(
-            "RestoreCompressedRetrainModel", compression_pb2.RestoreCompressedRetrainModelRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.RestoreCompressedRetrainModelRequest, workspace, fields)
 
     async def save_compressed_retrain_model(
         self,
@@ -823,11 +803,11 @@ class AsyncClient:
     ) -> AsyncOperation[compression_pb2.SaveModelResponse]:
         """Starts save_compressed_retrain_model on files of a workspace; arguments as in save_quant_retrain_model."""
         fields = {**parameters, "model": model, "record_file": record_file, "save_path": save_path}
-        return await self._start(
-            "SaveCompressedRetrainModel", compression_pb2.SaveCompressedRetrainModelRequest, workspace, fields
-        )
+        return await self._start(compression_pb2.SaveCompressedRetrainModelRequest, workspace, fields)
 
-    async def _start(self, method: str, message: Any, workspace: str, fields: Mapping[str, Any]) -> AsyncOperation[Any]:
+    async def _start(self, message: Any, workspace: str, fields: Mapping[str, Any]) -> AsyncOperation[Any]:
+        """Calls the method whose request is of class `message`."""
+        method = message.DESCRIPTOR.name.removesuffix("Request")
         rpc: Method[Any] = Method(_COMPRESSION + method, operations_pb2.Operation)
         proto = await self._transport.unary(rpc, make_request(message, workspace, fields))
         return AsyncOperation(self._transport, self._retry, proto)
@@ -839,7 +819,7 @@ class AsyncClient:
     ) -> SavedConfig:
         """create_quant_config on local files; arguments as in create_quant_config, see also LocalOptions."""
         message = compression_pb2.CreateQuantConfigRequest
-        return await self._configure_locally("CreateQuantConfig", message, config_file, model, parameters)
+        return await self._configure_locally(message, config_file, model, parameters)
 
     async def quantize_preprocess_files(
         self,
@@ -867,9 +847,7 @@ class AsyncClient:
             _send_given(call, names, "module_manifest")
             names["record_file"] = call.receive(record_file, "record_file", "record")
 
-        response, paths, warnings = await self._run_locally(
-            "QuantizePreprocess", compression_pb2.QuantizePreprocessRequest, names, plan
-        )
+        response, paths, warnings = await self._run_locally(compression_pb2.QuantizePreprocessRequest, names, plan)
         return SavedRecord(paths[response.record_file.name], warnings)
 
     async def quantize_model_files(
@@ -897,9 +875,7 @@ class AsyncClient:
             if saves:
                 names["save_path"] = call.receive_saved(names["save_path"])
 
-        response, paths, warnings = await self._run_locally(
-            "QuantizeModel", compression_pb2.QuantizeModelRequest, names, plan
-        )
+        response, paths, warnings = await self._run_locally(compression_pb2.QuantizeModelRequest, names, plan)
         return QuantizedModel(
             modified_onnx_file=paths[response.modified_onnx_file.name],
             record_file=paths[response.record_file.name],
@@ -960,7 +936,7 @@ class AsyncClient:
             _send_given(call, names, "module_manifest")
             names["record_file"] = call.replace(record_file, "record_file", "record", needed=not kv_cache)
 
-        response, paths, warnings = await self._run_locally("Calibrate", compression_pb2.CalibrateRequest, names, plan)
+        response, paths, warnings = await self._run_locally(compression_pb2.CalibrateRequest, names, plan)
         return SavedRecord(paths[response.record_file.name], warnings)
 
     async def save_model_files(
@@ -985,7 +961,7 @@ class AsyncClient:
             names["modified_onnx_file"] = call.send_model(modified_onnx_file, "modified_onnx_file")
             names["record_file"] = call.send(record_file, "record_file", "record")
 
-        return _saved_models(*await self._run_locally("SaveModel", compression_pb2.SaveModelRequest, names, plan))
+        return _saved_models(*await self._run_locally(compression_pb2.SaveModelRequest, names, plan))
 
     async def create_prune_retrain_model_files(
         self,
@@ -1002,7 +978,7 @@ class AsyncClient:
             names["record_file"] = call.receive(record_file, "record_file", "record")
 
         message = compression_pb2.CreatePruneRetrainModelRequest
-        return await self._retrain_locally("CreatePruneRetrainModel", message, model, save_path, parameters, plan)
+        return await self._retrain_locally(message, model, save_path, parameters, plan)
 
     async def restore_prune_retrain_model_files(
         self,
@@ -1022,14 +998,14 @@ class AsyncClient:
             names["config_definition"] = call.send(config_definition, "config_definition", "config_definition")
 
         message = compression_pb2.RestorePruneRetrainModelRequest
-        return await self._retrain_locally("RestorePruneRetrainModel", message, model, save_path, parameters, plan)
+        return await self._retrain_locally(message, model, save_path, parameters, plan)
 
     async def save_prune_retrain_model_files(
         self, model: LocalPath, save_path: str, **parameters: Unpack[SavePruneFilesCall]
     ) -> SavedModels:
         """save_prune_retrain_model on a local, exported ONNX file; arguments as in save_model_files."""
         message = compression_pb2.SavePruneRetrainModelRequest
-        return await self._save_locally("SavePruneRetrainModel", message, model, save_path, parameters)
+        return await self._save_locally(message, model, save_path, parameters)
 
     async def auto_channel_prune_search_files(
         self,
@@ -1053,9 +1029,7 @@ class AsyncClient:
             _send_given(call, names, "module_manifest", "override_prune_cfg")
             names["output_cfg"] = call.receive(output_cfg, "output_cfg", "output_cfg")
 
-        response, paths, warnings = await self._run_locally(
-            "AutoChannelPruneSearch", compression_pb2.AutoChannelPruneSearchRequest, names, plan
-        )
+        response, paths, warnings = await self._run_locally(compression_pb2.AutoChannelPruneSearchRequest, names, plan)
         return SavedConfig(paths[response.output_cfg.name], warnings)
 
     async def create_quant_retrain_config_files(
@@ -1063,7 +1037,7 @@ class AsyncClient:
     ) -> SavedConfig:
         """create_quant_retrain_config on local files; arguments as there, see also LocalOptions."""
         message = compression_pb2.CreateQuantRetrainConfigRequest
-        return await self._configure_locally("CreateQuantRetrainConfig", message, config_file, model, parameters)
+        return await self._configure_locally(message, config_file, model, parameters)
 
     async def create_quant_retrain_model_files(
         self,
@@ -1080,7 +1054,7 @@ class AsyncClient:
             names["record_file"] = call.receive(record_file, "record_file", "record")
 
         message = compression_pb2.CreateQuantRetrainModelRequest
-        return await self._retrain_locally("CreateQuantRetrainModel", message, model, save_path, parameters, plan)
+        return await self._retrain_locally(message, model, save_path, parameters, plan)
 
     async def restore_quant_retrain_model_files(
         self,
@@ -1100,7 +1074,7 @@ class AsyncClient:
             names["record_file"] = call.receive(record_file, "record_file", "record")
 
         message = compression_pb2.RestoreQuantRetrainModelRequest
-        return await self._retrain_locally("RestoreQuantRetrainModel", message, model, save_path, parameters, plan)
+        return await self._retrain_locally(message, model, save_path, parameters, plan)
 
     async def save_quant_retrain_model_files(
         self,
@@ -1113,7 +1087,7 @@ class AsyncClient:
         """save_quant_retrain_model on local files; arguments as there, see also LocalOptions."""
         files = {**parameters, "config_file": config_file, "record_file": record_file}
         message = compression_pb2.SaveQuantRetrainModelRequest
-        return await self._save_locally("SaveQuantRetrainModel", message, model, save_path, files)
+        return await self._save_locally(message, model, save_path, files)
 
     async def create_compressed_retrain_model_files(
         self,
@@ -1130,7 +1104,7 @@ class AsyncClient:
             names["record_file"] = call.receive(record_file, "record_file", "record")
 
         message = compression_pb2.CreateCompressedRetrainModelRequest
-        return await self._retrain_locally("CreateCompressedRetrainModel", message, model, save_path, parameters, plan)
+        return await self._retrain_locally(message, model, save_path, parameters, plan)
 
     async def restore_compressed_retrain_model_files(
         self,
@@ -1150,7 +1124,7 @@ class AsyncClient:
             names["config_definition"] = call.send(config_definition, "config_definition", "config_definition")
 
         message = compression_pb2.RestoreCompressedRetrainModelRequest
-        return await self._retrain_locally("RestoreCompressedRetrainModel", message, model, save_path, parameters, plan)
+        return await self._retrain_locally(message, model, save_path, parameters, plan)
 
     async def save_compressed_retrain_model_files(
         self,
@@ -1162,7 +1136,7 @@ class AsyncClient:
         """save_compressed_retrain_model on local files; arguments as there, see also LocalOptions."""
         files = {**parameters, "record_file": record_file}
         message = compression_pb2.SaveCompressedRetrainModelRequest
-        return await self._save_locally("SaveCompressedRetrainModel", message, model, save_path, files)
+        return await self._save_locally(message, model, save_path, files)
 
     async def _configure_locally(
         self, method: str, message: Any, config_file: LocalPath, model: LocalPath, parameters: Mapping[str, Any]
@@ -1175,12 +1149,11 @@ class AsyncClient:
             _send_given(call, names, "config_definition", "module_manifest")
             names["config_file"] = call.receive(config_file, "config_file", "config")
 
-        response, paths, warnings = await self._run_locally(method, message, names, plan)
+        response, paths, warnings = await self._run_locally(message, names, plan)
         return SavedConfig(paths[response.config_file.name], warnings)
 
     async def _retrain_locally(
         self,
-        method: str,
         message: Any,
         model: LocalPath,
         save_path: str,
@@ -1198,7 +1171,7 @@ class AsyncClient:
             _send_given(call, names, "module_manifest")
             names["save_path"] = call.receive_saved(save_path)
 
-        response, paths, warnings = await self._run_locally(method, message, names, plan)
+        response, paths, warnings = await self._run_locally(message, names, plan)
         return RetrainModel(
             rewrite_plan=paths[response.rewrite_plan.name],
             report=paths[response.report.name],
@@ -1219,11 +1192,10 @@ class AsyncClient:
             names["model"] = call.send_model(model, "model")
             _send_given(call, names, "config_file", "record_file", "module_manifest", "rewrite_plan")
 
-        return _saved_models(*await self._run_locally(method, message, names, plan))
+        return _saved_models(*await self._run_locally(message, names, plan))
 
     async def _run_locally(
         self,
-        method: str,
         message: Any,
         fields: dict[str, Any],
         plan: Callable[[LocalCall, Path], None],
@@ -1244,7 +1216,7 @@ class AsyncClient:
                 for path in call.absent:
                     with suppress(errors.NotFound):
                         await self.delete_file(f"{name}/files/{path}")
-                operation = await self._start(method, message, name, fields)
+                operation = await self._start(message, name, fields)
                 try:
                     response = await operation.result(progress=show)
                 except BaseException:  # Ctrl-C and asyncio's cancellation too: the server should not go on for nobody

@@ -131,10 +131,11 @@ class RetrainSession(SessionBase):
         names = (input_names, output_names, dynamic_axes)
         exported = self._exported(_stripped(model), input_data, *names, marked=False)
         with exported as files, self._connected(function) as (client, options):
-            if retraining is None or not retraining.record.record.ListFields():
-                return client.save_prune_retrain_model_files(files.model, save_path, **options)
-            files.record.write_text(text_format.MessageToString(retraining.record.record), "utf-8")
-            return client.save_prune_retrain_model_files(files.model, save_path, record_file=files.record, **options)
+            given: dict[str, Any] = {}
+            if retraining is not None and retraining.record.record.ListFields():
+                files.record.write_text(text_format.MessageToString(retraining.record.record), "utf-8")
+                given["record_file"] = files.record
+            return client.save_prune_retrain_model_files(files.model, save_path, **given, **options)
 
     def auto_channel_prune_search(
         self,
@@ -194,12 +195,9 @@ class RetrainSession(SessionBase):
         model = _unwrapped(model)
         _refuse_wrapped(model)
         with self._exported(model, input_data) as files, self._connected(function) as (client, options):
-            if definition is None:
-                return client.create_quant_retrain_config_files(
-                    config_file, files.model, module_manifest=files.manifest, **options
-                )
+            given: dict[str, Any] = {} if definition is None else {"config_definition": definition}
             return client.create_quant_retrain_config_files(
-                config_file, files.model, config_definition=definition, module_manifest=files.manifest, **options
+                config_file, files.model, module_manifest=files.manifest, **given, **options
             )
 
     def create_quant_retrain_model(
@@ -271,13 +269,13 @@ class RetrainSession(SessionBase):
         names = (input_names, output_names, dynamic_axes)
         stripped = _stripped(model)
         with self._exported(stripped, input_data, *names) as files, self._connected(function) as (client, options):
-            arguments = (config, files.model, record, save_path)
-            if retraining is None:
-                return client.save_quant_retrain_model_files(*arguments, module_manifest=files.manifest, **options)
-            plan = files.folder / "plan.json"
-            plan.write_text(json_format.MessageToJson(retraining.plan, preserving_proto_field_name=True), "utf-8")
+            given: dict[str, Any] = {}
+            if retraining is not None:
+                given["rewrite_plan"] = files.folder / "plan.json"
+                plan = json_format.MessageToJson(retraining.plan, preserving_proto_field_name=True)
+                given["rewrite_plan"].write_text(plan, "utf-8")
             return client.save_quant_retrain_model_files(
-                *arguments, module_manifest=files.manifest, rewrite_plan=plan, **options
+                config, files.model, record, save_path, module_manifest=files.manifest, **given, **options
             )
 
     def create_compressed_retrain_model(
