@@ -11,7 +11,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
       g++ cmake ninja-build ccache mold clang clang-format clang-tidy libclang-rt-19-dev git ca-certificates \
       libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev libabsl-dev \
       libonnx-dev libonnxruntime-dev prometheus-cpp-dev libgtest-dev libgmock-dev libbenchmark-dev libhwy-dev \
-      libsqlite3-dev libpqxx-dev nlohmann-json3-dev libcli11-dev libssl-dev libseccomp-dev libzip-dev \
+      libsqlite3-dev libpq-dev nlohmann-json3-dev libcli11-dev libssl-dev libseccomp-dev libcjose-dev libzip-dev \
       bubblewrap postgresql kustomize strace procps \
       python3-torch libopenblas0-pthread python3-onnx python3-onnxruntime python3-grpcio \
       python3-googleapis-common-protos python3-sklearn python3-safetensors python3-pytest python3-pytest-asyncio \

@@ -80,7 +80,12 @@ absl::StatusCode CodeOf(v1::Reason reason) {
     case v1::UPLOAD_OFFSET_MISMATCH:
     case v1::RANGE_INVALID:
       return absl::StatusCode::kOutOfRange;
+    case v1::AUTHENTICATION_FAILED:
+      return absl::StatusCode::kUnauthenticated;
+    case v1::ACCESS_DENIED:
+      return absl::StatusCode::kPermissionDenied;
     case v1::STORAGE_FULL:
+    case v1::QUOTA_EXCEEDED:
     case v1::RESOURCE_LIMIT:
       return absl::StatusCode::kResourceExhausted;
     case v1::OPERATION_CANCELLED:
@@ -88,6 +93,7 @@ absl::StatusCode CodeOf(v1::Reason reason) {
     case v1::OPERATION_DEADLINE:
       return absl::StatusCode::kDeadlineExceeded;
     case v1::SERVER_DRAINING:
+    case v1::STORAGE_UNAVAILABLE:
     case v1::UPLOAD_BUSY:
       return absl::StatusCode::kUnavailable;
     case v1::STORAGE_ERROR:

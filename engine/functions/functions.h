@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,17 @@ struct InputDigest {
   uint64_t size = 0;
 };
 
+// Finished parts of long stages, kept over attempts at the same call, so that a later attempt goes on where an earlier one was
+// killed. Whatever is loaded gives the same bytes as computing it again.
+class Checkpoints {
+ public:
+  virtual ~Checkpoints() = default;
+  // What was saved under `key` (1 to 100 of a-z, 0-9, "-" and "."); nullopt if nothing was, or only damaged bytes.
+  virtual std::optional<std::string> Load(const std::string& key) = 0;
+  // Complete or not at all, whenever the process is killed. One that cannot be saved is no error of the call: it is logged.
+  virtual void Save(const std::string& key, const std::string& bytes) = 0;
+};
+
 struct CallContext {
   const FileSet* files = nullptr;    // what the call may read
   std::vector<InputDigest> digests;  // of the same files, where the caller knows them
@@ -52,6 +64,7 @@ struct CallContext {
   bool validate_only = false;        // do every check, write nothing
   ReferenceDefects defects;          // what to do as the reference does although it is wrong
   int threads = 1;
+  Checkpoints* checkpoints = nullptr;  // nullptr: none are kept
   // One line for the operator's log.
   std::function<void(const std::string& line)> log = [](const std::string&) {};
   // Stage ("read", "calibrate", "quantize", "write", "check", "compare"), done and total. Called from one thread at a time.
