@@ -22,16 +22,17 @@ class SqliteJobStore final : public JobStore {
   SqliteJobStore(Database& database, const Clock& clock) : database_(database), clock_(clock) {}
 
   absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) override;
+  absl::StatusOr<Job> Find(const std::string& project, const std::string& id) override;
+  absl::StatusOr<JobPage> List(const std::string& project, const JobFilter& filter, int page_size,
+                               const std::string& page_token) override;
+  absl::Status Delete(const std::string& project, const std::string& id) override;
+  absl::StatusOr<Job> RequestCancel(const std::string& project, const std::string& id) override;
   absl::StatusOr<Job> Get(const std::string& id) override;
-  absl::StatusOr<JobPage> List(const JobFilter& filter, int page_size, const std::string& page_token) override;
-  absl::Status Delete(const std::string& id) override;
-  absl::StatusOr<Job> RequestCancel(const std::string& id) override;
-  absl::StatusOr<std::optional<Job>> Claim(const std::string& owner, absl::Time lease_expiry) override;
-  absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt, const v1::Progress& progress,
-                                                         absl::Time lease_expiry) override;
+  absl::StatusOr<std::optional<Job>> Claim(const std::string& owner) override;
+  absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt,
+                                                         const v1::Progress& progress) override;
   absl::Status Finish(const std::string& id, int attempt, const Outcome& outcome) override;
   absl::Status Requeue(const std::string& id, int attempt, bool failed) override;
-  absl::StatusOr<std::vector<Job>> Expired(absl::Time now) override;
   absl::StatusOr<std::vector<Job>> Leased() override;
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override;
   absl::StatusOr<uint64_t> Version() override;
