@@ -11,7 +11,7 @@
 #include "server/base/page_token.h"
 #include "server/base/schema.h"
 #include "server/base/sha256.h"
-#include "server/base/trace_context.h"
+#include "server/log/trace.h"
 
 namespace modelpress::server {
 namespace {
@@ -78,7 +78,9 @@ absl::StatusOr<Job> ReadJob(const Statement& row) {
   job.cost = {static_cast<uint64_t>(row.Integer(18)), static_cast<uint64_t>(row.Integer(19))};
   job.cache_key = row.Bytes(20);
   job.trace_parent = row.Bytes(21);
-  job.metadata.set_trace_id(TraceId(job.trace_parent));
+  if (const std::optional<TraceContext> trace = ParseTraceparent(job.trace_parent); trace.has_value()) {
+    job.metadata.set_trace_id(trace->trace_id);
+  }
   if (!row.IsNull(10)) {
     MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(10), job.id, *job.metadata.mutable_progress()));
   }
