@@ -1,4 +1,4 @@
-#include "server/workspaces/sqlite_workspace_store.h"
+#include "server/workspaces/sql_workspace_store.h"
 
 #include <algorithm>
 #include <utility>
@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "server/base/page_token.h"
-#include "server/base/schema.h"
+#include "server/sql/schema.h"
 
 namespace modelpress::server {
 namespace {
@@ -75,7 +75,7 @@ absl::Status FileNotFound(const std::string& workspace, const std::string& path)
 
 }  // namespace
 
-absl::StatusOr<WorkspaceRow> SqliteWorkspaceStore::CreateWorkspace(const std::string& id, const std::string& fallback_id,
+absl::StatusOr<WorkspaceRow> SqlWorkspaceStore::CreateWorkspace(const std::string& id, const std::string& fallback_id,
                                                                    const std::string& request_id) {
   WorkspaceRow workspace;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
@@ -97,7 +97,7 @@ absl::StatusOr<WorkspaceRow> SqliteWorkspaceStore::CreateWorkspace(const std::st
   return workspace;
 }
 
-absl::StatusOr<WorkspaceRow> SqliteWorkspaceStore::GetWorkspace(const std::string& id) {
+absl::StatusOr<WorkspaceRow> SqlWorkspaceStore::GetWorkspace(const std::string& id) {
   WorkspaceRow workspace;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(workspace, ReadWorkspaceById(connection, id));
@@ -106,7 +106,7 @@ absl::StatusOr<WorkspaceRow> SqliteWorkspaceStore::GetWorkspace(const std::strin
   return workspace;
 }
 
-absl::StatusOr<Page<WorkspaceRow>> SqliteWorkspaceStore::ListWorkspaces(int page_size, const std::string& page_token) {
+absl::StatusOr<Page<WorkspaceRow>> SqlWorkspaceStore::ListWorkspaces(int page_size, const std::string& page_token) {
   const std::string scope = "workspaces";
   MP_ASSIGN_OR_RETURN(const int size, ResolvePageSize(page_size));
   std::string after;
@@ -125,7 +125,7 @@ absl::StatusOr<Page<WorkspaceRow>> SqliteWorkspaceStore::ListWorkspaces(int page
   return page;
 }
 
-absl::Status SqliteWorkspaceStore::DeleteWorkspace(const std::string& id) {
+absl::Status SqlWorkspaceStore::DeleteWorkspace(const std::string& id) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, id));
     {
@@ -142,7 +142,7 @@ absl::Status SqliteWorkspaceStore::DeleteWorkspace(const std::string& id) {
   });
 }
 
-absl::StatusOr<FileRow> SqliteWorkspaceStore::GetFile(const std::string& workspace, const std::string& path) {
+absl::StatusOr<FileRow> SqlWorkspaceStore::GetFile(const std::string& workspace, const std::string& path) {
   FileRow file;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
@@ -157,7 +157,7 @@ absl::StatusOr<FileRow> SqliteWorkspaceStore::GetFile(const std::string& workspa
   return file;
 }
 
-absl::StatusOr<Page<FileRow>> SqliteWorkspaceStore::ListFiles(const std::string& workspace, int page_size,
+absl::StatusOr<Page<FileRow>> SqlWorkspaceStore::ListFiles(const std::string& workspace, int page_size,
                                                               const std::string& page_token) {
   const std::string scope = absl::StrCat("workspaces/", workspace, "/files");
   MP_ASSIGN_OR_RETURN(const int size, ResolvePageSize(page_size));
@@ -177,7 +177,7 @@ absl::StatusOr<Page<FileRow>> SqliteWorkspaceStore::ListFiles(const std::string&
   return page;
 }
 
-absl::StatusOr<std::vector<FileRow>> SqliteWorkspaceStore::Snapshot(const std::string& workspace, const std::string& folder,
+absl::StatusOr<std::vector<FileRow>> SqlWorkspaceStore::Snapshot(const std::string& workspace, const std::string& folder,
                                                                     int max_files) {
   // Paths that begin with "FOLDER/" are those from "FOLDER/" up to before "FOLDER0": '0' follows '/'.
   std::string range = folder.empty() ? " AND ?2 = ?3" : " AND path >= ?2 AND path < ?3";
@@ -197,14 +197,14 @@ absl::StatusOr<std::vector<FileRow>> SqliteWorkspaceStore::Snapshot(const std::s
   return files;
 }
 
-absl::Status SqliteWorkspaceStore::PutFile(const std::string& workspace, const FileRow& file) {
+absl::Status SqlWorkspaceStore::PutFile(const std::string& workspace, const FileRow& file) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
     return LinkFile(connection, workspace, file.path, file.sha256, file.size_bytes, clock_.Now());
   });
 }
 
-absl::Status SqliteWorkspaceStore::DeleteFile(const std::string& workspace, const std::string& path) {
+absl::Status SqlWorkspaceStore::DeleteFile(const std::string& workspace, const std::string& path) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
     MP_ASSIGN_OR_RETURN(int64_t deleted,
@@ -213,7 +213,7 @@ absl::Status SqliteWorkspaceStore::DeleteFile(const std::string& workspace, cons
   });
 }
 
-absl::StatusOr<UploadRow> SqliteWorkspaceStore::FindOrCreateUpload(const UploadRow& upload) {
+absl::StatusOr<UploadRow> SqlWorkspaceStore::FindOrCreateUpload(const UploadRow& upload) {
   UploadRow found;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, upload.workspace));
@@ -233,7 +233,7 @@ absl::StatusOr<UploadRow> SqliteWorkspaceStore::FindOrCreateUpload(const UploadR
   return found;
 }
 
-absl::StatusOr<UploadRow> SqliteWorkspaceStore::GetUpload(const std::string& workspace, const std::string& id) {
+absl::StatusOr<UploadRow> SqlWorkspaceStore::GetUpload(const std::string& workspace, const std::string& id) {
   UploadRow upload;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(upload, ReadUploadById(connection, workspace, id));
@@ -242,7 +242,7 @@ absl::StatusOr<UploadRow> SqliteWorkspaceStore::GetUpload(const std::string& wor
   return upload;
 }
 
-absl::Status SqliteWorkspaceStore::FinishUpload(const UploadRow& upload) {
+absl::Status SqlWorkspaceStore::FinishUpload(const UploadRow& upload) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(UploadRow stored, ReadUploadById(connection, upload.workspace, upload.id));
     MP_RETURN_IF_ERROR(LinkFile(connection, stored.workspace, stored.path, stored.sha256, stored.size_bytes, clock_.Now()));
@@ -250,7 +250,7 @@ absl::Status SqliteWorkspaceStore::FinishUpload(const UploadRow& upload) {
   });
 }
 
-absl::Status SqliteWorkspaceStore::DeleteUpload(const std::string& workspace, const std::string& id) {
+absl::Status SqlWorkspaceStore::DeleteUpload(const std::string& workspace, const std::string& id) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     return connection.Execute("DELETE FROM uploads WHERE workspace = ?1 AND id = ?2", {workspace, id}).status();
   });

@@ -1,4 +1,4 @@
-#include "server/jobs/sqlite_job_store.h"
+#include "server/jobs/sql_job_store.h"
 
 #include <charconv>
 #include <string_view>
@@ -8,8 +8,8 @@
 #include "engine/base/status.h"
 #include "google/protobuf/util/time_util.h"
 #include "server/base/page_token.h"
-#include "server/base/schema.h"
 #include "server/base/sha256.h"
+#include "server/sql/schema.h"
 
 namespace modelpress::server {
 namespace {
@@ -159,7 +159,7 @@ absl::Status EndCancelled(Connection& connection, int64_t sequence, absl::Time n
 
 }  // namespace
 
-absl::StatusOr<Job> SqliteJobStore::Create(const Job& job, const std::string& request_id) {
+absl::StatusOr<Job> SqlJobStore::Create(const Job& job, const std::string& request_id) {
   MP_ASSIGN_OR_RETURN(const std::string workspace, WorkspaceId(job.metadata.workspace()));
   const SqlBlob request = ToBlob(job.request);
   const std::string fingerprint = Sha256Hex(request.bytes);
@@ -170,15 +170,21 @@ absl::StatusOr<Job> SqliteJobStore::Create(const Job& job, const std::string& re
     if (id.empty()) {
       id = job.id;
       MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
-      MP_RETURN_IF_ERROR(
-          connection
-              .Execute("INSERT INTO jobs (id, workspace, method, state, attempt, create_time) VALUES (?1, ?2, ?3, ?4, 0, ?5)",
-                       {id, workspace, job.metadata.method(), static_cast<int64_t>(v1::OperationMetadata::PENDING),
-                        absl::ToUnixMicros(now)})
-              .status());
+      int64_t sequence = 0;
+      {
+        MP_ASSIGN_OR_RETURN(
+            Statement inserted,
+            connection.Query(
+                "INSERT INTO jobs (id, workspace, method, state, attempt, create_time) VALUES (?1, ?2, ?3, ?4, 0, ?5)"
+                " RETURNING sequence",
+                {id, workspace, job.metadata.method(), static_cast<int64_t>(v1::OperationMetadata::PENDING),
+                 absl::ToUnixMicros(now)}));
+        MP_RETURN_IF_ERROR(inserted.Step().status());
+        sequence = inserted.Integer(0);
+      }
       MP_RETURN_IF_ERROR(connection
                              .Execute("INSERT INTO job_payloads (sequence, request, details) VALUES (?1, ?2, ?3)",
-                                      {connection.LastInsertRowid(), request, ToBlob(Details(job.metadata))})
+                                      {sequence, request, ToBlob(Details(job.metadata))})
                              .status());
       MP_RETURN_IF_ERROR(RememberRequest(connection, RequestKind::kOperation, request_id, fingerprint, id, now));
     }
@@ -188,7 +194,7 @@ absl::StatusOr<Job> SqliteJobStore::Create(const Job& job, const std::string& re
   return created;
 }
 
-absl::StatusOr<Job> SqliteJobStore::Get(const std::string& id) {
+absl::StatusOr<Job> SqlJobStore::Get(const std::string& id) {
   Job job;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(job, ReadJobById(connection, id));
@@ -197,7 +203,7 @@ absl::StatusOr<Job> SqliteJobStore::Get(const std::string& id) {
   return job;
 }
 
-absl::StatusOr<JobPage> SqliteJobStore::List(const JobFilter& filter, int page_size, const std::string& page_token) {
+absl::StatusOr<JobPage> SqlJobStore::List(const JobFilter& filter, int page_size, const std::string& page_token) {
   MP_ASSIGN_OR_RETURN(const int size, ResolvePageSize(page_size));
   std::string condition = "sequence < ?1";
   std::vector<SqlValue> values = {INT64_MAX};
@@ -245,7 +251,7 @@ absl::StatusOr<JobPage> SqliteJobStore::List(const JobFilter& filter, int page_s
   return page;
 }
 
-absl::Status SqliteJobStore::Delete(const std::string& id) {
+absl::Status SqlJobStore::Delete(const std::string& id) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(int64_t deleted, connection.Execute(absl::StrCat("DELETE FROM jobs WHERE id = ?1 AND ", kFinal), {id}));
     if (deleted == 0) {
@@ -258,7 +264,7 @@ absl::Status SqliteJobStore::Delete(const std::string& id) {
   });
 }
 
-absl::StatusOr<Job> SqliteJobStore::RequestCancel(const std::string& id) {
+absl::StatusOr<Job> SqlJobStore::RequestCancel(const std::string& id) {
   Job job;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(int64_t stopping, connection.Execute("UPDATE jobs SET state = ?2 WHERE id = ?1 AND state = ?3",
@@ -282,7 +288,7 @@ absl::StatusOr<Job> SqliteJobStore::RequestCancel(const std::string& id) {
   return job;
 }
 
-absl::StatusOr<std::optional<Job>> SqliteJobStore::Claim(const std::string& owner, absl::Time lease_expiry) {
+absl::StatusOr<std::optional<Job>> SqlJobStore::Claim(const std::string& owner, absl::Time lease_expiry) {
   // A look that takes no lock first: many idle workers poll.
   constexpr char kOldest[] = "SELECT sequence, id FROM jobs WHERE state = 1 ORDER BY sequence LIMIT 1";
   bool pending = false;
@@ -295,7 +301,7 @@ absl::StatusOr<std::optional<Job>> SqliteJobStore::Claim(const std::string& owne
   if (!pending) {
     return claimed;
   }
-  MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     int64_t sequence = 0;
     std::string id;
     {
@@ -319,8 +325,8 @@ absl::StatusOr<std::optional<Job>> SqliteJobStore::Claim(const std::string& owne
   return claimed;
 }
 
-absl::StatusOr<State> SqliteJobStore::Heartbeat(const std::string& id, int attempt, const v1::Progress& progress,
-                                                absl::Time lease_expiry) {
+absl::StatusOr<State> SqlJobStore::Heartbeat(const std::string& id, int attempt, const v1::Progress& progress,
+                                             absl::Time lease_expiry) {
   State state = v1::OperationMetadata::STATE_UNSPECIFIED;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
@@ -333,7 +339,7 @@ absl::StatusOr<State> SqliteJobStore::Heartbeat(const std::string& id, int attem
   return state;
 }
 
-absl::Status SqliteJobStore::Finish(const std::string& id, int attempt, const Outcome& outcome) {
+absl::Status SqlJobStore::Finish(const std::string& id, int attempt, const Outcome& outcome) {
   MP_RETURN_IF_ERROR(CheckOutcome(outcome));
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(HeldJob held, ReadHeldJob(connection, id, attempt));
@@ -360,7 +366,7 @@ absl::Status SqliteJobStore::Finish(const std::string& id, int attempt, const Ou
   });
 }
 
-absl::Status SqliteJobStore::Requeue(const std::string& id, int attempt, bool failed) {
+absl::Status SqlJobStore::Requeue(const std::string& id, int attempt, bool failed) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
     if (job.state == v1::OperationMetadata::CANCELLING) {
@@ -375,7 +381,7 @@ absl::Status SqliteJobStore::Requeue(const std::string& id, int attempt, bool fa
   });
 }
 
-absl::StatusOr<std::vector<Job>> SqliteJobStore::Expired(absl::Time now) {
+absl::StatusOr<std::vector<Job>> SqlJobStore::Expired(absl::Time now) {
   std::vector<Job> jobs;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(
@@ -385,7 +391,7 @@ absl::StatusOr<std::vector<Job>> SqliteJobStore::Expired(absl::Time now) {
   return jobs;
 }
 
-absl::StatusOr<std::vector<Job>> SqliteJobStore::Leased() {
+absl::StatusOr<std::vector<Job>> SqlJobStore::Leased() {
   std::vector<Job> jobs;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(jobs, ReadJobs(connection, absl::StrCat(kHeld, " ORDER BY sequence"), {}));
@@ -394,7 +400,7 @@ absl::StatusOr<std::vector<Job>> SqliteJobStore::Leased() {
   return jobs;
 }
 
-absl::StatusOr<std::vector<std::pair<std::pair<std::string, State>, int64_t>>> SqliteJobStore::Count() {
+absl::StatusOr<std::vector<std::pair<std::pair<std::string, State>, int64_t>>> SqlJobStore::Count() {
   std::vector<std::pair<std::pair<std::string, State>, int64_t>> counts;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT method, state, COUNT(*) FROM jobs GROUP BY method, state"));
@@ -408,7 +414,5 @@ absl::StatusOr<std::vector<std::pair<std::pair<std::string, State>, int64_t>>> S
   }));
   return counts;
 }
-
-absl::StatusOr<uint64_t> SqliteJobStore::Version() { return database_.Version(); }
 
 }  // namespace modelpress::server

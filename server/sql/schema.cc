@@ -1,15 +1,17 @@
-#include "server/base/schema.h"
+#include "server/sql/schema.h"
 
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
+#include "server/sql/postgres_database.h"
+#include "server/sql/sqlite_database.h"
 
 namespace modelpress::server {
 namespace {
 
-// Times are microseconds since 1970, states the numbers of OperationMetadata.State, messages their serialized bytes. A step that
-// was ever released is never edited: a change is a new step.
+// In SQLite's words (server/sql/database.h). Times are microseconds since 1970, states the numbers of OperationMetadata.State,
+// messages their serialized bytes. A step that was ever released is never edited: a change is a new step.
 const std::vector<std::string>& Migrations() {
   static const auto* const steps = new std::vector<std::string>{
       R"sql(
@@ -80,7 +82,12 @@ const std::vector<std::string>& Migrations() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& path) { return Database::Open(path, Migrations()); }
+absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& location) {
+  if (PostgresDatabase::IsUrl(location)) {
+    return PostgresDatabase::Open(location, Migrations());
+  }
+  return SqliteDatabase::Open(location, Migrations());
+}
 
 absl::Status RequireWorkspace(Connection& connection, const std::string& workspace_id) {
   MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT 1 FROM workspaces WHERE id = ?1", {workspace_id}));
@@ -94,8 +101,11 @@ absl::Status RequireWorkspace(Connection& connection, const std::string& workspa
 absl::Status LinkFile(Connection& connection, const std::string& workspace_id, const std::string& path, const std::string& sha256,
                       uint64_t size_bytes, absl::Time update_time) {
   return connection
-      .Execute("INSERT OR REPLACE INTO files (workspace, path, sha256, size_bytes, update_time) VALUES (?1, ?2, ?3, ?4, ?5)",
-               {workspace_id, path, sha256, static_cast<int64_t>(size_bytes), absl::ToUnixMicros(update_time)})
+      .Execute(
+          "INSERT INTO files (workspace, path, sha256, size_bytes, update_time) VALUES (?1, ?2, ?3, ?4, ?5)"
+          " ON CONFLICT (workspace, path) DO UPDATE SET sha256 = excluded.sha256, size_bytes = excluded.size_bytes,"
+          " update_time = excluded.update_time",
+          {workspace_id, path, sha256, static_cast<int64_t>(size_bytes), absl::ToUnixMicros(update_time)})
       .status();
 }
 
