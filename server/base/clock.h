@@ -2,6 +2,7 @@
 #ifndef MODELPRESS_SERVER_BASE_CLOCK_H_
 #define MODELPRESS_SERVER_BASE_CLOCK_H_
 
+#include <ctime>
 #include <string>
 
 #include "absl/time/clock.h"
@@ -12,12 +13,20 @@ namespace modelpress::server {
 class Clock {
  public:
   virtual ~Clock() = default;
+  // What people call the time; may jump.
   virtual absl::Time Now() const = 0;
+  // Time since some moment; never jumps, and goes on while the machine sleeps. For everything that is a duration.
+  virtual absl::Duration Elapsed() const = 0;
 };
 
 class SystemClock final : public Clock {
  public:
   absl::Time Now() const override { return absl::Now(); }
+  absl::Duration Elapsed() const override {
+    timespec time = {};
+    clock_gettime(CLOCK_BOOTTIME, &time);
+    return absl::DurationFromTimespec(time);
+  }
 };
 
 class IdGenerator {

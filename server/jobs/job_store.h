@@ -2,6 +2,11 @@
 // store at the same time; an operation is worked on by at most one of them, which every later call proves by naming the
 // attempt it claimed.
 //
+// A lease needs no clocks that agree: its holder adds heartbeats, and whoever sees their number stand still for the lease's time,
+// measured by a clock of its own that never jumps, gives the job back (Requeue), which fences the old attempt off.
+//
+// Calls for people name the project that they speak for; what another project has does not exist for them.
+//
 //   PENDING --Claim--> RUNNING --Finish--> SUCCEEDED | FAILED
 //      |                 |  \--Requeue (lease lost, infrastructure failed) --> PENDING, attempt + 1 at the next Claim
 //      |                 \--RequestCancel--> CANCELLING --Finish--> CANCELLED | SUCCEEDED | FAILED
@@ -26,9 +31,16 @@
 
 namespace modelpress::server {
 
+// What an operation is estimated to need at most while it runs; 0: not known.
+struct JobCost {
+  uint64_t memory_bytes = 0;
+  uint64_t disk_bytes = 0;
+};
+
 // One operation as stored. `metadata.state`, `.attempt` and the times are the truth; nothing is kept twice.
 struct Job {
   std::string id;                  // "operations/{id}" without the prefix
+  std::string project;             // whose it is
   google::protobuf::Any request;   // the compression request as accepted
   v1::OperationMetadata metadata;  // inputs carry the pinned digests
   // In a final state exactly one of: the response, or the error.
@@ -36,7 +48,9 @@ struct Job {
   std::optional<google::rpc::Status> error;
   int failures = 0;         // attempts that ended without an answer; those given back by a worker that stops do not count
   std::string lease_owner;  // while RUNNING or CANCELLING
-  absl::Time lease_expiry = absl::InfinitePast();
+  int64_t beats = 0;        // heartbeats so far, of all attempts
+  std::string cache_key;  // of the result (operation, canonical parameters, input digests, engine version); "": not to be reused
+  JobCost cost;           // what it is estimated to need
 
   bool done() const;
 };
@@ -84,34 +98,34 @@ class JobStore {
  public:
   virtual ~JobStore() = default;
 
-  // Accepts `job` (state PENDING, no attempt yet). With a `request_id` that came before (within any time the store remembers, at
-  // least 24 h): the job of that time if `job.request` is equal, else REQUEST_ID_REUSED. WORKSPACE_NOT_FOUND if the workspace is
-  // gone.
+  // Accepts `job` (state PENDING, no attempt yet). With a `request_id` that the project gave before (within any time the store
+  // remembers, at least 24 h): the job of that time if `job.request` is equal, else REQUEST_ID_REUSED. WORKSPACE_NOT_FOUND if the
+  // workspace is gone.
   virtual absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) = 0;
   // OPERATION_NOT_FOUND.
-  virtual absl::StatusOr<Job> Get(const std::string& id) = 0;
+  virtual absl::StatusOr<Job> Find(const std::string& project, const std::string& id) = 0;
   // Newest first. PAGE_TOKEN_INVALID.
-  virtual absl::StatusOr<JobPage> List(const JobFilter& filter, int page_size, const std::string& page_token) = 0;
+  virtual absl::StatusOr<JobPage> List(const std::string& project, const JobFilter& filter, int page_size,
+                                       const std::string& page_token) = 0;
   // Forgets a finished job. OPERATION_NOT_FOUND, OPERATION_RUNNING.
-  virtual absl::Status Delete(const std::string& id) = 0;
+  virtual absl::Status Delete(const std::string& project, const std::string& id) = 0;
   // PENDING becomes CANCELLED at once, RUNNING becomes CANCELLING; a finished job stays as it is. OPERATION_NOT_FOUND.
-  virtual absl::StatusOr<Job> RequestCancel(const std::string& id) = 0;
+  virtual absl::StatusOr<Job> RequestCancel(const std::string& project, const std::string& id) = 0;
 
-  // Takes the oldest PENDING job for `owner`: RUNNING, attempt + 1, leased until `lease_expiry`. Nothing to do: nullopt.
-  virtual absl::StatusOr<std::optional<Job>> Claim(const std::string& owner, absl::Time lease_expiry) = 0;
-  // Extends the lease of attempt `attempt` and stores its progress (which need not be durable). Returns the state: CANCELLING
-  // asks the holder to stop. FAILED_PRECONDITION (without reason) if that attempt does not hold the job any more: drop all work
-  // on it.
-  virtual absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt, const v1::Progress& progress,
-                                                                 absl::Time lease_expiry) = 0;
+  // For workers. OPERATION_NOT_FOUND.
+  virtual absl::StatusOr<Job> Get(const std::string& id) = 0;
+  // Takes the oldest PENDING job for `owner`: RUNNING, attempt + 1, under a lease. Nothing to do: nullopt.
+  virtual absl::StatusOr<std::optional<Job>> Claim(const std::string& owner) = 0;
+  // Keeps the lease of attempt `attempt` and stores its progress (neither need be durable). Returns the state: CANCELLING asks
+  // the holder to stop. FAILED_PRECONDITION (without reason) if that attempt does not hold the job any more: drop all work on it.
+  virtual absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt,
+                                                                 const v1::Progress& progress) = 0;
   // Ends attempt `attempt`: links the outputs under their names and stores the outcome, both or neither. A CANCELLING job whose
   // attempt succeeded all the same ends SUCCEEDED. FAILED_PRECONDITION as Heartbeat.
   virtual absl::Status Finish(const std::string& id, int attempt, const Outcome& outcome) = 0;
   // Gives the job back to PENDING (CANCELLED if it was CANCELLING), for another attempt; `failed` adds one to Job::failures.
   // FAILED_PRECONDITION as Heartbeat.
   virtual absl::Status Requeue(const std::string& id, int attempt, bool failed) = 0;
-  // Jobs held under a lease that ended before `now`.
-  virtual absl::StatusOr<std::vector<Job>> Expired(absl::Time now) = 0;
   // Jobs held under a lease, whoever holds it.
   virtual absl::StatusOr<std::vector<Job>> Leased() = 0;
   // (method, state) -> count of all jobs, for metrics.

@@ -23,8 +23,8 @@ constexpr char kUnfinished[] = "state IN (1, 2, 3)";
 constexpr char kFinal[] = "state IN (4, 5, 6)";
 
 constexpr char kSelectJob[] =
-    "SELECT id, workspace, method, state, attempt, create_time, start_time, end_time, lease_owner, lease_expiry, progress,"
-    " request, details, response, error, sequence, failures FROM jobs JOIN job_payloads USING (sequence) WHERE ";
+    "SELECT id, workspace, method, state, attempt, create_time, start_time, end_time, lease_owner, beats, progress,"
+    " request, details, response, error, sequence, failures, project FROM jobs JOIN job_payloads USING (sequence) WHERE ";
 
 constexpr char kWorkspaces[] = "workspaces/";
 
@@ -69,9 +69,8 @@ absl::StatusOr<Job> ReadJob(const Statement& row) {
   }
   job.failures = static_cast<int>(row.Integer(16));
   job.lease_owner = row.Bytes(8);
-  if (!row.IsNull(9)) {
-    job.lease_expiry = absl::FromUnixMicros(row.Integer(9));
-  }
+  job.beats = row.Integer(9);
+  job.project = row.Bytes(17);
   if (!row.IsNull(10)) {
     MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(10), job.id, *job.metadata.mutable_progress()));
   }
@@ -100,12 +99,25 @@ absl::StatusOr<std::vector<Job>> ReadJobs(Connection& connection, const std::str
   }
 }
 
+absl::Status NotFound(const std::string& id) {
+  return MakeError(v1::OPERATION_NOT_FOUND, absl::StrCat("there is no operation operations/", id));
+}
+
 absl::StatusOr<Job> ReadJobById(Connection& connection, const std::string& id) {
   MP_ASSIGN_OR_RETURN(std::vector<Job> jobs, ReadJobs(connection, "id = ?1", {id}));
   if (jobs.empty()) {
-    return MakeError(v1::OPERATION_NOT_FOUND, absl::StrCat("there is no operation operations/", id));
+    return NotFound(id);
   }
   return std::move(jobs.front());
+}
+
+// The same for whoever speaks for `project`: another's job does not exist.
+absl::StatusOr<Job> ReadJobOf(Connection& connection, const std::string& project, const std::string& id) {
+  MP_ASSIGN_OR_RETURN(Job job, ReadJobById(connection, id));
+  if (job.project != project) {
+    return NotFound(id);
+  }
+  return job;
 }
 
 absl::StatusOr<std::string> WorkspaceId(const std::string& name) {
@@ -125,30 +137,30 @@ absl::Status NotHeld(const std::string& id, int attempt) {
 struct HeldJob {
   int64_t sequence;
   State state;
-  std::string workspace;  // id
+  WorkspaceKey workspace;
 };
 
 // FAILED_PRECONDITION unless `attempt` holds the job.
 absl::StatusOr<HeldJob> ReadHeldJob(Connection& connection, const std::string& id, int attempt) {
   MP_ASSIGN_OR_RETURN(
       Statement statement,
-      connection.Query(absl::StrCat("SELECT sequence, state, workspace FROM jobs WHERE id = ?1 AND attempt = ?2 AND ", kHeld),
-                       {id, static_cast<int64_t>(attempt)}));
+      connection.Query(
+          absl::StrCat("SELECT sequence, state, project, workspace FROM jobs WHERE id = ?1 AND attempt = ?2 AND ", kHeld),
+          {id, static_cast<int64_t>(attempt)}));
   MP_ASSIGN_OR_RETURN(bool found, statement.Step());
   if (!found) {
     return NotHeld(id, attempt);
   }
-  return HeldJob{statement.Integer(0), static_cast<State>(statement.Integer(1)), statement.Bytes(2)};
+  return HeldJob{statement.Integer(0), static_cast<State>(statement.Integer(1)), {statement.Bytes(2), statement.Bytes(3)}};
 }
 
 // Ends a job: final state, end time, no lease.
 absl::Status End(Connection& connection, int64_t sequence, State state, absl::Time now, const SqlValue& response,
                  const SqlValue& error) {
-  MP_RETURN_IF_ERROR(
-      connection
-          .Execute("UPDATE jobs SET state = ?2, end_time = ?3, lease_owner = NULL, lease_expiry = NULL WHERE sequence = ?1",
-                   {sequence, static_cast<int64_t>(state), absl::ToUnixMicros(now)})
-          .status());
+  MP_RETURN_IF_ERROR(connection
+                         .Execute("UPDATE jobs SET state = ?2, end_time = ?3, lease_owner = NULL WHERE sequence = ?1",
+                                  {sequence, static_cast<int64_t>(state), absl::ToUnixMicros(now)})
+                         .status());
   return connection.Execute("UPDATE job_payloads SET response = ?2, error = ?3 WHERE sequence = ?1", {sequence, response, error})
       .status();
 }
@@ -160,25 +172,25 @@ absl::Status EndCancelled(Connection& connection, int64_t sequence, absl::Time n
 }  // namespace
 
 absl::StatusOr<Job> SqlJobStore::Create(const Job& job, const std::string& request_id) {
-  MP_ASSIGN_OR_RETURN(const std::string workspace, WorkspaceId(job.metadata.workspace()));
+  MP_ASSIGN_OR_RETURN(const std::string workspace_id, WorkspaceId(job.metadata.workspace()));
+  const WorkspaceKey workspace{job.project, workspace_id};
   const SqlBlob request = ToBlob(job.request);
   const std::string fingerprint = Sha256Hex(request.bytes);
   Job created;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     const absl::Time now = clock_.Now();
-    MP_ASSIGN_OR_RETURN(std::string id, FindRequest(connection, RequestKind::kOperation, request_id, fingerprint, now));
+    MP_ASSIGN_OR_RETURN(std::string id,
+                        FindRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, now));
     if (id.empty()) {
       id = job.id;
       MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
       int64_t sequence = 0;
       {
-        MP_ASSIGN_OR_RETURN(
-            Statement inserted,
-            connection.Query(
-                "INSERT INTO jobs (id, workspace, method, state, attempt, create_time) VALUES (?1, ?2, ?3, ?4, 0, ?5)"
-                " RETURNING sequence",
-                {id, workspace, job.metadata.method(), static_cast<int64_t>(v1::OperationMetadata::PENDING),
-                 absl::ToUnixMicros(now)}));
+        MP_ASSIGN_OR_RETURN(Statement inserted,
+                            connection.Query("INSERT INTO jobs (id, project, workspace, method, state, attempt, create_time)"
+                                             " VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6) RETURNING sequence",
+                                             {id, workspace.project, workspace.id, job.metadata.method(),
+                                              static_cast<int64_t>(v1::OperationMetadata::PENDING), absl::ToUnixMicros(now)}));
         MP_RETURN_IF_ERROR(inserted.Step().status());
         sequence = inserted.Integer(0);
       }
@@ -186,7 +198,7 @@ absl::StatusOr<Job> SqlJobStore::Create(const Job& job, const std::string& reque
                              .Execute("INSERT INTO job_payloads (sequence, request, details) VALUES (?1, ?2, ?3)",
                                       {sequence, request, ToBlob(Details(job.metadata))})
                              .status());
-      MP_RETURN_IF_ERROR(RememberRequest(connection, RequestKind::kOperation, request_id, fingerprint, id, now));
+      MP_RETURN_IF_ERROR(RememberRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, id, now));
     }
     MP_ASSIGN_OR_RETURN(created, ReadJobById(connection, id));
     return absl::OkStatus();
@@ -203,11 +215,21 @@ absl::StatusOr<Job> SqlJobStore::Get(const std::string& id) {
   return job;
 }
 
-absl::StatusOr<JobPage> SqlJobStore::List(const JobFilter& filter, int page_size, const std::string& page_token) {
+absl::StatusOr<Job> SqlJobStore::Find(const std::string& project, const std::string& id) {
+  Job job;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(job, ReadJobOf(connection, project, id));
+    return absl::OkStatus();
+  }));
+  return job;
+}
+
+absl::StatusOr<JobPage> SqlJobStore::List(const std::string& project, const JobFilter& filter, int page_size,
+                                          const std::string& page_token) {
   MP_ASSIGN_OR_RETURN(const int size, ResolvePageSize(page_size));
-  std::string condition = "sequence < ?1";
-  std::vector<SqlValue> values = {INT64_MAX};
-  std::string scope = "operations";
+  std::string condition = "sequence < ?1 AND project = ?2";
+  std::vector<SqlValue> values = {INT64_MAX, project};
+  std::string scope = absl::StrCat("projects/", project, "/operations");
   auto add = [&](const std::string& column, SqlValue value) {
     values.push_back(std::move(value));
     absl::StrAppend(&condition, " AND ", column, " = ?", values.size());
@@ -251,11 +273,13 @@ absl::StatusOr<JobPage> SqlJobStore::List(const JobFilter& filter, int page_size
   return page;
 }
 
-absl::Status SqlJobStore::Delete(const std::string& id) {
+absl::Status SqlJobStore::Delete(const std::string& project, const std::string& id) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(int64_t deleted, connection.Execute(absl::StrCat("DELETE FROM jobs WHERE id = ?1 AND ", kFinal), {id}));
+    MP_ASSIGN_OR_RETURN(
+        int64_t deleted,
+        connection.Execute(absl::StrCat("DELETE FROM jobs WHERE project = ?1 AND id = ?2 AND ", kFinal), {project, id}));
     if (deleted == 0) {
-      MP_ASSIGN_OR_RETURN(Job job, ReadJobById(connection, id));
+      MP_ASSIGN_OR_RETURN(Job job, ReadJobOf(connection, project, id));
       return MakeError(v1::OPERATION_RUNNING,
                        absl::StrCat("operations/", id, " is ", v1::OperationMetadata::State_Name(job.metadata.state()),
                                     "; cancel it or wait for its end before deleting it"));
@@ -264,9 +288,10 @@ absl::Status SqlJobStore::Delete(const std::string& id) {
   });
 }
 
-absl::StatusOr<Job> SqlJobStore::RequestCancel(const std::string& id) {
+absl::StatusOr<Job> SqlJobStore::RequestCancel(const std::string& project, const std::string& id) {
   Job job;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_RETURN_IF_ERROR(ReadJobOf(connection, project, id).status());
     MP_ASSIGN_OR_RETURN(int64_t stopping, connection.Execute("UPDATE jobs SET state = ?2 WHERE id = ?1 AND state = ?3",
                                                              {id, static_cast<int64_t>(v1::OperationMetadata::CANCELLING),
                                                               static_cast<int64_t>(v1::OperationMetadata::RUNNING)}));
@@ -288,7 +313,7 @@ absl::StatusOr<Job> SqlJobStore::RequestCancel(const std::string& id) {
   return job;
 }
 
-absl::StatusOr<std::optional<Job>> SqlJobStore::Claim(const std::string& owner, absl::Time lease_expiry) {
+absl::StatusOr<std::optional<Job>> SqlJobStore::Claim(const std::string& owner) {
   // A look that takes no lock first: many idle workers poll.
   constexpr char kOldest[] = "SELECT sequence, id FROM jobs WHERE state = 1 ORDER BY sequence LIMIT 1";
   bool pending = false;
@@ -313,27 +338,25 @@ absl::StatusOr<std::optional<Job>> SqlJobStore::Claim(const std::string& owner, 
       sequence = statement.Integer(0);
       id = statement.Bytes(1);
     }
-    MP_RETURN_IF_ERROR(connection
-                           .Execute("UPDATE jobs SET state = ?2, attempt = attempt + 1, start_time = ?3, lease_owner = ?4,"
-                                    " lease_expiry = ?5, progress = NULL WHERE sequence = ?1",
-                                    {sequence, static_cast<int64_t>(v1::OperationMetadata::RUNNING),
-                                     absl::ToUnixMicros(clock_.Now()), owner, absl::ToUnixMicros(lease_expiry)})
-                           .status());
+    MP_RETURN_IF_ERROR(
+        connection
+            .Execute("UPDATE jobs SET state = ?2, attempt = attempt + 1, start_time = ?3, lease_owner = ?4,"
+                     " beats = beats + 1, progress = NULL WHERE sequence = ?1",
+                     {sequence, static_cast<int64_t>(v1::OperationMetadata::RUNNING), absl::ToUnixMicros(clock_.Now()), owner})
+            .status());
     MP_ASSIGN_OR_RETURN(claimed, ReadJobById(connection, id));
     return absl::OkStatus();
   }));
   return claimed;
 }
 
-absl::StatusOr<State> SqlJobStore::Heartbeat(const std::string& id, int attempt, const v1::Progress& progress,
-                                             absl::Time lease_expiry) {
+absl::StatusOr<State> SqlJobStore::Heartbeat(const std::string& id, int attempt, const v1::Progress& progress) {
   State state = v1::OperationMetadata::STATE_UNSPECIFIED;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
     state = job.state;
     return connection
-        .Execute("UPDATE jobs SET progress = ?2, lease_expiry = ?3 WHERE sequence = ?1",
-                 {job.sequence, ToBlob(progress), absl::ToUnixMicros(lease_expiry)})
+        .Execute("UPDATE jobs SET progress = ?2, beats = beats + 1 WHERE sequence = ?1", {job.sequence, ToBlob(progress)})
         .status();
   }));
   return state;
@@ -353,7 +376,7 @@ absl::Status SqlJobStore::Finish(const std::string& id, int attempt, const Outco
     for (const OutputFile& output : outcome.outputs) {
       MP_RETURN_IF_ERROR(LinkFile(connection, held.workspace, output.path, output.sha256, output.size_bytes, now));
       v1::File& file = *details.add_outputs();
-      file.set_name(absl::StrCat(kWorkspaces, held.workspace, "/files/", output.path));
+      file.set_name(absl::StrCat(kWorkspaces, held.workspace.id, "/files/", output.path));
       file.set_sha256(output.sha256);
       file.set_size_bytes(output.size_bytes);
       *file.mutable_update_time() = TimeUtil::MicrosecondsToTimestamp(absl::ToUnixMicros(now));
@@ -374,21 +397,11 @@ absl::Status SqlJobStore::Requeue(const std::string& id, int attempt, bool faile
     }
     return connection
         .Execute(
-            "UPDATE jobs SET state = ?2, lease_owner = NULL, lease_expiry = NULL, progress = NULL, failures = failures + ?3"
+            "UPDATE jobs SET state = ?2, lease_owner = NULL, progress = NULL, failures = failures + ?3"
             " WHERE sequence = ?1",
             {job.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING), static_cast<int64_t>(failed)})
         .status();
   });
-}
-
-absl::StatusOr<std::vector<Job>> SqlJobStore::Expired(absl::Time now) {
-  std::vector<Job> jobs;
-  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(
-        jobs, ReadJobs(connection, absl::StrCat(kHeld, " AND lease_expiry < ?1 ORDER BY sequence"), {absl::ToUnixMicros(now)}));
-    return absl::OkStatus();
-  }));
-  return jobs;
 }
 
 absl::StatusOr<std::vector<Job>> SqlJobStore::Leased() {

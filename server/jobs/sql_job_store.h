@@ -16,25 +16,26 @@ namespace modelpress::server {
 
 // Jobs in a database of OpenDatabase(). Thread-safe.
 //
-// Durability (server/sql/database.h): a Heartbeat may be forgotten when the database's machine or server dies; the lease then
-// runs out sooner. Everything else survives. So must a Claim: were it forgotten while its worker goes on, the next one would get
-// the same attempt number, and two would work as one.
+// Durability (server/sql/database.h): a Heartbeat may be forgotten when the database's machine or server dies; the next one comes
+// soon. Everything else survives. So must a Claim: were it forgotten while its worker goes on, the next one would get the same
+// attempt number, and two would work as one.
 class SqlJobStore final : public JobStore {
  public:
   // Both must outlive the store.
   SqlJobStore(Database& database, const Clock& clock) : database_(database), clock_(clock) {}
 
   absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) override;
+  absl::StatusOr<Job> Find(const std::string& project, const std::string& id) override;
+  absl::StatusOr<JobPage> List(const std::string& project, const JobFilter& filter, int page_size,
+                               const std::string& page_token) override;
+  absl::Status Delete(const std::string& project, const std::string& id) override;
+  absl::StatusOr<Job> RequestCancel(const std::string& project, const std::string& id) override;
   absl::StatusOr<Job> Get(const std::string& id) override;
-  absl::StatusOr<JobPage> List(const JobFilter& filter, int page_size, const std::string& page_token) override;
-  absl::Status Delete(const std::string& id) override;
-  absl::StatusOr<Job> RequestCancel(const std::string& id) override;
-  absl::StatusOr<std::optional<Job>> Claim(const std::string& owner, absl::Time lease_expiry) override;
-  absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt, const v1::Progress& progress,
-                                                         absl::Time lease_expiry) override;
+  absl::StatusOr<std::optional<Job>> Claim(const std::string& owner) override;
+  absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt,
+                                                         const v1::Progress& progress) override;
   absl::Status Finish(const std::string& id, int attempt, const Outcome& outcome) override;
   absl::Status Requeue(const std::string& id, int attempt, bool failed) override;
-  absl::StatusOr<std::vector<Job>> Expired(absl::Time now) override;
   absl::StatusOr<std::vector<Job>> Leased() override;
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override;
   absl::StatusOr<uint64_t> Version() override { return database_.Version(); }

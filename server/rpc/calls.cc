@@ -7,13 +7,13 @@
 
 namespace modelpress::server {
 
-absl::Status Calls::Enter() {
+absl::StatusOr<Caller> Calls::Enter(const grpc::ServerContextBase&, Role) {
   std::lock_guard lock(mutex_);
   if (draining_) {
     return MakeError(v1::SERVER_DRAINING, "the server is about to stop; try again at another one or in a moment");
   }
   ++count_;
-  return absl::OkStatus();
+  return Caller();
 }
 
 void Calls::Leave() {

@@ -7,8 +7,10 @@
 #include <mutex>
 #include <utility>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "grpcpp/server_context.h"
+#include "server/auth/caller.h"
 #include "server/base/executor.h"
 
 namespace modelpress::server {
@@ -20,8 +22,8 @@ class Calls {
   // `executor` must outlive this.
   explicit Calls(Executor& executor) : executor_(executor) {}
 
-  // A call begins; every OK wants one Leave. SERVER_DRAINING once Drain was called.
-  absl::Status Enter();
+  // A call begins, for which its caller needs the role `needed`; every OK wants one Leave. SERVER_DRAINING once Drain was called.
+  absl::StatusOr<Caller> Enter(const grpc::ServerContextBase& context, Role needed);
   void Leave();
   bool draining() const;
 

@@ -48,7 +48,7 @@ std::string FolderOf(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::string& workspace,
+absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const WorkspaceKey& workspace,
                                                                     const std::vector<Input>& inputs) {
   std::map<std::string, FileRow> pinned;
   std::vector<std::string> missing;
@@ -83,7 +83,7 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::s
   }
   if (!missing.empty()) {
     return WithMetadata(MakeError(v1::FILE_NOT_FOUND,
-                                  absl::StrCat("not in ", FormatWorkspaceName(workspace), ": ", absl::StrJoin(missing, ", "),
+                                  absl::StrCat("not in ", FormatWorkspaceName(workspace.id), ": ", absl::StrJoin(missing, ", "),
                                                "; upload it first"),
                                   {.field = first_field}),
                         "missing", absl::StrJoin(missing, "\n"));
@@ -91,21 +91,23 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const std::s
   std::vector<v1::File> files;
   files.reserve(pinned.size());
   for (const auto& [path, row] : pinned) {
-    files.push_back(ToProto(workspace, row));
+    files.push_back(ToProto(workspace.id, row));
   }
   return files;
 }
 
-absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const google::protobuf::Message& request,
+absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const Caller& caller,
+                                                                          const google::protobuf::Message& request,
                                                                           const std::string& workspace_name,
                                                                           const v1::CallOptions& options,
                                                                           const CallFiles& files) {
   MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(workspace_name, "workspace"));
   MP_RETURN_IF_ERROR(CheckFiles(files));
   MP_RETURN_IF_ERROR(CheckOptions(options));
-  MP_ASSIGN_OR_RETURN(std::vector<v1::File> inputs, PinInputs(workspace, files.inputs));
+  MP_ASSIGN_OR_RETURN(std::vector<v1::File> inputs, PinInputs({caller.project, workspace}, files.inputs));
   Job job;
   job.id = ids_.NewId();
+  job.project = caller.project;
   job.request = Pack(request);
   job.metadata.set_method(std::string(absl::StripSuffix(request.GetDescriptor()->name(), "Request")));
   job.metadata.set_workspace(workspace_name);

@@ -94,16 +94,16 @@ class CompressionService final : public v1::Compression::CallbackService {
  private:
   template <typename Request>
   Reactor* Serve(Context* context, const Request* request, Operation* operation) {
-    return ServeUnary(context, calls_, [=, this]() -> absl::Status {
+    return ServeUnary(context, calls_, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
       Request complete = *request;
       MP_ASSIGN_OR_RETURN(const CallFiles files, FilesOf(complete));
-      MP_ASSIGN_OR_RETURN(*operation, Accept(complete, complete.workspace(), complete.options(), files));
+      MP_ASSIGN_OR_RETURN(*operation, Accept(caller, complete, complete.workspace(), complete.options(), files));
       return absl::OkStatus();
     });
   }
-  absl::StatusOr<Operation> Accept(const google::protobuf::Message& request, const std::string& workspace_name,
+  absl::StatusOr<Operation> Accept(const Caller& caller, const google::protobuf::Message& request, const std::string& workspace_name,
                                    const v1::CallOptions& options, const CallFiles& files);
-  absl::StatusOr<std::vector<v1::File>> PinInputs(const std::string& workspace, const std::vector<Input>& inputs);
+  absl::StatusOr<std::vector<v1::File>> PinInputs(const WorkspaceKey& workspace, const std::vector<Input>& inputs);
 
   WorkspaceStore& workspaces_;
   JobStore& jobs_;

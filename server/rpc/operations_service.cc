@@ -85,8 +85,8 @@ absl::StatusOr<JobFilter> ParseFilter(const std::string& filter) {
 // Looks at the job after every change of the store, on the executor; between looks it holds no thread. Made after Enter.
 class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
  public:
-  WaitReactor(OperationsService& service, std::string id, absl::Time deadline, google::longrunning::Operation* response)
-      : service_(service), id_(std::move(id)), deadline_(deadline), response_(response) {
+  WaitReactor(OperationsService& service, Caller caller, std::string id, absl::Time deadline, google::longrunning::Operation* response)
+      : service_(service), caller_(std::move(caller)), id_(std::move(id)), deadline_(deadline), response_(response) {
     service_.calls_.Run([this] { Look(); });
   }
 
@@ -103,7 +103,7 @@ class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
  private:
   void Look() {
     const uint64_t seen = service_.events_.generation();
-    const absl::StatusOr<Job> job = service_.jobs_.Get(id_);
+    const absl::StatusOr<Job> job = service_.jobs_.Find(caller_.project, id_);
     {
       std::lock_guard lock(mutex_);
       const absl::Duration rest = deadline_ - absl::Now();
@@ -119,6 +119,7 @@ class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
   }
 
   OperationsService& service_;
+  const Caller caller_;
   const std::string id_;
   const absl::Time deadline_;
   google::longrunning::Operation* const response_;
@@ -130,9 +131,9 @@ class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
 grpc::ServerUnaryReactor* OperationsService::GetOperation(grpc::CallbackServerContext* context,
                                                           const google::longrunning::GetOperationRequest* request,
                                                           google::longrunning::Operation* response) {
-  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, Role::kReader, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseOperationName(request->name(), "name"));
-    MP_ASSIGN_OR_RETURN(const Job job, jobs_.Get(id));
+    MP_ASSIGN_OR_RETURN(const Job job, jobs_.Find(caller.project, id));
     *response = ToOperation(job);
     return absl::OkStatus();
   });
@@ -141,13 +142,13 @@ grpc::ServerUnaryReactor* OperationsService::GetOperation(grpc::CallbackServerCo
 grpc::ServerUnaryReactor* OperationsService::ListOperations(grpc::CallbackServerContext* context,
                                                             const google::longrunning::ListOperationsRequest* request,
                                                             google::longrunning::ListOperationsResponse* response) {
-  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, Role::kReader, [=, this](const Caller& caller) -> absl::Status {
     if (request->name() != "operations") {
       return MakeError(v1::NAME_INVALID, "the name of the collection is 'operations'", {.field = "name"});
     }
     MP_ASSIGN_OR_RETURN(const JobFilter filter, ParseFilter(request->filter()));
     MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
-    MP_ASSIGN_OR_RETURN(const JobPage page, jobs_.List(filter, page_size, request->page_token()));
+    MP_ASSIGN_OR_RETURN(const JobPage page, jobs_.List(caller.project, filter, page_size, request->page_token()));
     for (const Job& job : page.jobs) {
       *response->add_operations() = ToOperation(job);
     }
@@ -159,9 +160,9 @@ grpc::ServerUnaryReactor* OperationsService::ListOperations(grpc::CallbackServer
 grpc::ServerUnaryReactor* OperationsService::CancelOperation(grpc::CallbackServerContext* context,
                                                              const google::longrunning::CancelOperationRequest* request,
                                                              google::protobuf::Empty*) {
-  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseOperationName(request->name(), "name"));
-    MP_RETURN_IF_ERROR(jobs_.RequestCancel(id).status());
+    MP_RETURN_IF_ERROR(jobs_.RequestCancel(caller.project, id).status());
     events_.Notify();
     return absl::OkStatus();
   });
@@ -170,9 +171,9 @@ grpc::ServerUnaryReactor* OperationsService::CancelOperation(grpc::CallbackServe
 grpc::ServerUnaryReactor* OperationsService::DeleteOperation(grpc::CallbackServerContext* context,
                                                              const google::longrunning::DeleteOperationRequest* request,
                                                              google::protobuf::Empty*) {
-  return ServeUnary(context, calls_, [=, this]() -> absl::Status {
+  return ServeUnary(context, calls_, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseOperationName(request->name(), "name"));
-    MP_RETURN_IF_ERROR(jobs_.Delete(id));
+    MP_RETURN_IF_ERROR(jobs_.Delete(caller.project, id));
     events_.Notify();
     return absl::OkStatus();
   });
@@ -182,16 +183,17 @@ grpc::ServerUnaryReactor* OperationsService::WaitOperation(grpc::CallbackServerC
                                                            const google::longrunning::WaitOperationRequest* request,
                                                            google::longrunning::Operation* response) {
   const absl::StatusOr<std::string> id = ParseOperationName(request->name(), "name");
-  if (absl::Status status = id.ok() ? calls_.Enter() : id.status(); !status.ok()) {
+  absl::StatusOr<Caller> caller = id.ok() ? calls_.Enter(*context, Role::kReader) : id.status();
+  if (!caller.ok()) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(ToGrpcStatus(status));
+    reactor->Finish(ToGrpcStatus(caller.status()));
     return reactor;
   }
   absl::Time deadline = absl::InfiniteFuture();
   if (request->has_timeout()) {
     deadline = absl::Now() + FromProto(request->timeout());
   }
-  return new WaitReactor(*this, *id, deadline, response);
+  return new WaitReactor(*this, *std::move(caller), *id, deadline, response);
 }
 
 }  // namespace modelpress::server

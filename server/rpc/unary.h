@@ -15,17 +15,18 @@
 
 namespace modelpress::server {
 
-// Answers with what `body` (returns absl::Status) returns, or with SERVER_DRAINING. Request and response stay valid while it
-// runs.
+// Answers with what `body` (absl::Status(const Caller&)) returns, or with why the caller may not call (Calls::Enter). Request and
+// response stay valid while it runs.
 template <typename Body>
-grpc::ServerUnaryReactor* ServeUnary(grpc::CallbackServerContext* context, Calls& calls, Body body) {
+grpc::ServerUnaryReactor* ServeUnary(grpc::CallbackServerContext* context, Calls& calls, Role needed, Body body) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  if (absl::Status entered = calls.Enter(); !entered.ok()) {
-    reactor->Finish(ToGrpcStatus(entered));
+  absl::StatusOr<Caller> caller = calls.Enter(*context, needed);
+  if (!caller.ok()) {
+    reactor->Finish(ToGrpcStatus(caller.status()));
     return reactor;
   }
-  calls.Run([reactor, &calls, body = std::move(body)] {
-    reactor->Finish(ToGrpcStatus(body()));
+  calls.Run([reactor, &calls, caller = *std::move(caller), body = std::move(body)] {
+    reactor->Finish(ToGrpcStatus(body(caller)));
     calls.Leave();
   });
   return reactor;

@@ -19,8 +19,8 @@ constexpr size_t kDownloadMessage = 1 << 20;
 
 v1::Upload UploadProto(const UploadRow& row, uint64_t committed_size, bool complete) {
   v1::Upload upload;
-  upload.set_name(FormatUploadName(row.workspace, row.id));
-  upload.set_file(FormatFileName(row.workspace, row.path));
+  upload.set_name(FormatUploadName(row.workspace.id, row.id));
+  upload.set_file(FormatFileName(row.workspace.id, row.path));
   upload.set_size_bytes(row.size_bytes);
   upload.set_sha256(row.sha256);
   upload.set_committed_size(committed_size);
@@ -45,12 +45,12 @@ absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow&
 // asked for, so that memory holds one message per stream and only one thread at a time touches the state.
 class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesRequest> {
  public:
-  UploadReactor(const TransferContext& context, v1::Upload* response)
-      : context_(context), response_(response), entered_(context.calls.Enter()) {
-    if (entered_.ok()) {
+  UploadReactor(const TransferContext& context, const grpc::ServerContextBase& call, v1::Upload* response)
+      : context_(context), response_(response), caller_(context.calls.Enter(call, Role::kWriter)) {
+    if (caller_.ok()) {
       StartRead(&message_);
     } else {
-      Finish(ToGrpcStatus(entered_));
+      Finish(ToGrpcStatus(caller_.status()));
     }
   }
 
@@ -58,7 +58,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
     context_.calls.Run([this, ok] { ok ? Take() : End(); });
   }
   void OnDone() override {
-    if (entered_.ok()) {
+    if (caller_.ok()) {
       context_.calls.Leave();
     }
     delete this;
@@ -94,7 +94,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
 
   absl::Status Open() {
     MP_ASSIGN_OR_RETURN(const UploadName name, ParseUploadName(message_.upload(), "upload"));
-    MP_ASSIGN_OR_RETURN(row_, context_.workspaces.GetUpload(name.workspace, name.upload));
+    MP_ASSIGN_OR_RETURN(row_, context_.workspaces.GetUpload({caller_->project, name.workspace}, name.upload));
     absl::StatusOr<std::unique_ptr<BlobWriter>> writer = context_.blobs.OpenWriter(row_.id, {row_.sha256, row_.size_bytes});
     if (absl::IsFailedPrecondition(writer.status())) {
       // Most often the caller's own stream of a moment ago, whose end has not come through yet.
@@ -110,7 +110,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
   absl::StatusOr<bool> Store() {
     if (writer_ == nullptr) {
       MP_RETURN_IF_ERROR(Open());
-    } else if (!message_.upload().empty() && message_.upload() != FormatUploadName(row_.workspace, row_.id)) {
+    } else if (!message_.upload().empty() && message_.upload() != FormatUploadName(row_.workspace.id, row_.id)) {
       return MakeError(v1::REQUEST_INVALID, "a stream carries one upload; open another for the next", {.field = "upload"});
     }
     const uint64_t committed = writer_->committed_size();
@@ -151,7 +151,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
 
   const TransferContext context_;
   v1::Upload* const response_;
-  const absl::Status entered_;
+  const absl::StatusOr<Caller> caller_;
   v1::UploadBytesRequest message_;
   UploadRow row_;
   std::unique_ptr<BlobWriter> writer_;
@@ -162,10 +162,10 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
 // memory.
 class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileResponse> {
  public:
-  DownloadReactor(const TransferContext& context, const v1::DownloadFileRequest* request)
-      : context_(context), entered_(context.calls.Enter()) {
-    if (!entered_.ok()) {
-      Finish(ToGrpcStatus(entered_));
+  DownloadReactor(const TransferContext& context, const grpc::ServerContextBase& call, const v1::DownloadFileRequest* request)
+      : context_(context), caller_(context.calls.Enter(call, Role::kReader)) {
+    if (!caller_.ok()) {
+      Finish(ToGrpcStatus(caller_.status()));
       return;
     }
     context_.calls.Run([this, request] {
@@ -187,7 +187,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
     context_.calls.Run([this] { offset_ == end_ ? Finish(grpc::Status::OK) : Send(); });
   }
   void OnDone() override {
-    if (entered_.ok()) {
+    if (caller_.ok()) {
       context_.calls.Leave();
     }
     delete this;
@@ -196,7 +196,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
  private:
   absl::Status Open(const v1::DownloadFileRequest& request) {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request.name(), "name"));
-    MP_ASSIGN_OR_RETURN(const FileRow row, context_.workspaces.GetFile(name.workspace, name.path));
+    MP_ASSIGN_OR_RETURN(const FileRow row, context_.workspaces.GetFile({caller_->project, name.workspace}, name.path));
     if (!request.sha256().empty() && request.sha256() != row.sha256) {
       return WithMetadata(
           MakeError(v1::FILE_CHANGED, absl::StrCat("the file's SHA-256 is ", row.sha256, " now; begin from offset 0"),
@@ -230,7 +230,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
   }
 
   const TransferContext context_;
-  const absl::Status entered_;
+  const absl::StatusOr<Caller> caller_;
   std::unique_ptr<BlobReader> reader_;
   uint64_t offset_ = 0;
   uint64_t end_ = 0;
@@ -241,13 +241,13 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
 
 grpc::ServerUnaryReactor* WorkspacesService::CreateWorkspace(grpc::CallbackServerContext* context,
                                                              const v1::CreateWorkspaceRequest* request, v1::Workspace* response) {
-  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
     if (!request->workspace_id().empty()) {
       MP_RETURN_IF_ERROR(CheckWorkspaceId(request->workspace_id(), "workspace_id"));
     }
     MP_RETURN_IF_ERROR(CheckRequestId(request->request_id(), "request_id"));
     MP_ASSIGN_OR_RETURN(const WorkspaceRow row,
-                        context_.workspaces.CreateWorkspace(request->workspace_id(), ids_.NewId(), request->request_id()));
+                        context_.workspaces.CreateWorkspace({caller.project, request->workspace_id()}, ids_.NewId(), request->request_id()));
     *response = ToProto(row);
     return absl::OkStatus();
   });
@@ -255,9 +255,9 @@ grpc::ServerUnaryReactor* WorkspacesService::CreateWorkspace(grpc::CallbackServe
 
 grpc::ServerUnaryReactor* WorkspacesService::GetWorkspace(grpc::CallbackServerContext* context,
                                                           const v1::GetWorkspaceRequest* request, v1::Workspace* response) {
-  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, Role::kReader, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseWorkspaceName(request->name(), "name"));
-    MP_ASSIGN_OR_RETURN(const WorkspaceRow row, context_.workspaces.GetWorkspace(id));
+    MP_ASSIGN_OR_RETURN(const WorkspaceRow row, context_.workspaces.GetWorkspace({caller.project, id}));
     *response = ToProto(row);
     return absl::OkStatus();
   });
@@ -266,9 +266,9 @@ grpc::ServerUnaryReactor* WorkspacesService::GetWorkspace(grpc::CallbackServerCo
 grpc::ServerUnaryReactor* WorkspacesService::ListWorkspaces(grpc::CallbackServerContext* context,
                                                             const v1::ListWorkspacesRequest* request,
                                                             v1::ListWorkspacesResponse* response) {
-  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, Role::kReader, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
-    MP_ASSIGN_OR_RETURN(const Page<WorkspaceRow> page, context_.workspaces.ListWorkspaces(page_size, request->page_token()));
+    MP_ASSIGN_OR_RETURN(const Page<WorkspaceRow> page, context_.workspaces.ListWorkspaces(caller.project, page_size, request->page_token()));
     for (const WorkspaceRow& row : page.rows) {
       *response->add_workspaces() = ToProto(row);
     }
@@ -280,17 +280,17 @@ grpc::ServerUnaryReactor* WorkspacesService::ListWorkspaces(grpc::CallbackServer
 grpc::ServerUnaryReactor* WorkspacesService::DeleteWorkspace(grpc::CallbackServerContext* context,
                                                              const v1::DeleteWorkspaceRequest* request,
                                                              google::protobuf::Empty*) {
-  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string id, ParseWorkspaceName(request->name(), "name"));
-    return context_.workspaces.DeleteWorkspace(id);
+    return context_.workspaces.DeleteWorkspace({caller.project, id});
   });
 }
 
 grpc::ServerUnaryReactor* WorkspacesService::GetFile(grpc::CallbackServerContext* context, const v1::GetFileRequest* request,
                                                      v1::File* response) {
-  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, Role::kReader, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->name(), "name"));
-    MP_ASSIGN_OR_RETURN(const FileRow row, context_.workspaces.GetFile(name.workspace, name.path));
+    MP_ASSIGN_OR_RETURN(const FileRow row, context_.workspaces.GetFile({caller.project, name.workspace}, name.path));
     *response = ToProto(name.workspace, row);
     return absl::OkStatus();
   });
@@ -298,10 +298,10 @@ grpc::ServerUnaryReactor* WorkspacesService::GetFile(grpc::CallbackServerContext
 
 grpc::ServerUnaryReactor* WorkspacesService::ListFiles(grpc::CallbackServerContext* context, const v1::ListFilesRequest* request,
                                                        v1::ListFilesResponse* response) {
-  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, Role::kReader, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(request->parent(), "parent"));
     MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
-    MP_ASSIGN_OR_RETURN(const Page<FileRow> page, context_.workspaces.ListFiles(workspace, page_size, request->page_token()));
+    MP_ASSIGN_OR_RETURN(const Page<FileRow> page, context_.workspaces.ListFiles({caller.project, workspace}, page_size, request->page_token()));
     for (const FileRow& row : page.rows) {
       *response->add_files() = ToProto(workspace, row);
     }
@@ -312,19 +312,19 @@ grpc::ServerUnaryReactor* WorkspacesService::ListFiles(grpc::CallbackServerConte
 
 grpc::ServerUnaryReactor* WorkspacesService::DeleteFile(grpc::CallbackServerContext* context,
                                                         const v1::DeleteFileRequest* request, google::protobuf::Empty*) {
-  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->name(), "name"));
-    return context_.workspaces.DeleteFile(name.workspace, name.path);
+    return context_.workspaces.DeleteFile({caller.project, name.workspace}, name.path);
   });
 }
 
 grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerContext* context,
                                                          const v1::StartUploadRequest* request, v1::Upload* response) {
-  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->file(), "file"));
     MP_RETURN_IF_ERROR(CheckSha256(request->sha256(), "sha256"));
     MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
-                                                                                     .workspace = name.workspace,
+                                                                                     .workspace = {caller.project, name.workspace},
                                                                                      .path = name.path,
                                                                                      .sha256 = request->sha256(),
                                                                                      .size_bytes = request->size_bytes()}));
@@ -335,22 +335,22 @@ grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerCon
 
 grpc::ServerUnaryReactor* WorkspacesService::GetUpload(grpc::CallbackServerContext* context, const v1::GetUploadRequest* request,
                                                        v1::Upload* response) {
-  return ServeUnary(context, context_.calls, [=, this]() -> absl::Status {
+  return ServeUnary(context, context_.calls, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const UploadName name, ParseUploadName(request->name(), "name"));
-    MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.GetUpload(name.workspace, name.upload));
+    MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.GetUpload({caller.project, name.workspace}, name.upload));
     MP_ASSIGN_OR_RETURN(*response, Look(context_, row));
     return absl::OkStatus();
   });
 }
 
-grpc::ServerReadReactor<v1::UploadBytesRequest>* WorkspacesService::UploadBytes(grpc::CallbackServerContext*,
+grpc::ServerReadReactor<v1::UploadBytesRequest>* WorkspacesService::UploadBytes(grpc::CallbackServerContext* context,
                                                                                 v1::Upload* response) {
-  return new UploadReactor(context_, response);
+  return new UploadReactor(context_, *context, response);
 }
 
-grpc::ServerWriteReactor<v1::DownloadFileResponse>* WorkspacesService::DownloadFile(grpc::CallbackServerContext*,
+grpc::ServerWriteReactor<v1::DownloadFileResponse>* WorkspacesService::DownloadFile(grpc::CallbackServerContext* context,
                                                                                     const v1::DownloadFileRequest* request) {
-  return new DownloadReactor(context_, request);
+  return new DownloadReactor(context_, *context, request);
 }
 
 }  // namespace modelpress::server

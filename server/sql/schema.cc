@@ -15,33 +15,42 @@ namespace {
 const std::vector<std::string>& Migrations() {
   static const auto* const steps = new std::vector<std::string>{
       R"sql(
+        -- Every project has ids of its own: nobody can find out by choosing one what others have.
         CREATE TABLE workspaces (
-          id TEXT PRIMARY KEY,
-          create_time INTEGER NOT NULL
+          project TEXT NOT NULL,
+          id TEXT NOT NULL,
+          create_time INTEGER NOT NULL,
+          PRIMARY KEY (project, id)
         ) STRICT, WITHOUT ROWID;
 
         CREATE TABLE files (
-          workspace TEXT NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+          project TEXT NOT NULL,
+          workspace TEXT NOT NULL,
           path TEXT NOT NULL,
           sha256 TEXT NOT NULL,
           size_bytes INTEGER NOT NULL,
           update_time INTEGER NOT NULL,
-          PRIMARY KEY (workspace, path)
+          PRIMARY KEY (project, workspace, path),
+          FOREIGN KEY (project, workspace) REFERENCES workspaces (project, id) ON DELETE CASCADE
         ) STRICT, WITHOUT ROWID;
+        CREATE INDEX files_by_content ON files (sha256, project);  -- has the project it, has anybody it
 
         CREATE TABLE uploads (
           id TEXT PRIMARY KEY,
-          workspace TEXT NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+          project TEXT NOT NULL,
+          workspace TEXT NOT NULL,
           path TEXT NOT NULL,
           sha256 TEXT NOT NULL,
           size_bytes INTEGER NOT NULL,
-          UNIQUE (workspace, path, sha256, size_bytes)
+          UNIQUE (project, workspace, path, sha256, size_bytes),
+          FOREIGN KEY (project, workspace) REFERENCES workspaces (project, id) ON DELETE CASCADE
         ) STRICT, WITHOUT ROWID;
 
         -- What changes often is kept apart from the payloads, so that a heartbeat writes one page.
         CREATE TABLE jobs (
           sequence INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of acceptance
           id TEXT NOT NULL UNIQUE,
+          project TEXT NOT NULL,
           workspace TEXT NOT NULL,  -- id; a finished job may outlive it
           method TEXT NOT NULL,
           state INTEGER NOT NULL,
@@ -51,11 +60,12 @@ const std::vector<std::string>& Migrations() {
           start_time INTEGER,
           end_time INTEGER,
           lease_owner TEXT,
-          lease_expiry INTEGER,
+          beats INTEGER NOT NULL DEFAULT 0,  -- heartbeats of all attempts: whoever sees it stand still for the lease's time takes over
           progress BLOB  -- Progress
         ) STRICT;
         CREATE INDEX jobs_by_state ON jobs (state, sequence);          -- claim, leases, list
-        CREATE INDEX jobs_by_workspace ON jobs (workspace, sequence);  -- list, busy
+        CREATE INDEX jobs_by_project ON jobs (project, sequence);                 -- list
+        CREATE INDEX jobs_by_workspace ON jobs (project, workspace, sequence);    -- list, busy
         CREATE INDEX jobs_by_method ON jobs (method, state);           -- count
 
         CREATE TABLE job_payloads (
@@ -67,12 +77,13 @@ const std::vector<std::string>& Migrations() {
         ) STRICT;
 
         CREATE TABLE requests (
+          project TEXT NOT NULL,
           kind INTEGER NOT NULL,
           request_id TEXT NOT NULL,
           fingerprint TEXT NOT NULL,
           resource TEXT NOT NULL,
           create_time INTEGER NOT NULL,
-          PRIMARY KEY (kind, request_id)
+          PRIMARY KEY (project, kind, request_id)
         ) STRICT, WITHOUT ROWID;
         CREATE INDEX requests_by_time ON requests (create_time);
       )sql",
@@ -89,36 +100,38 @@ absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& locati
   return SqliteDatabase::Open(location, Migrations());
 }
 
-absl::Status RequireWorkspace(Connection& connection, const std::string& workspace_id) {
-  MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT 1 FROM workspaces WHERE id = ?1", {workspace_id}));
+absl::Status RequireWorkspace(Connection& connection, const WorkspaceKey& workspace) {
+  MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT 1 FROM workspaces WHERE project = ?1 AND id = ?2",
+                                                            {workspace.project, workspace.id}));
   MP_ASSIGN_OR_RETURN(bool found, statement.Step());
   if (!found) {
-    return MakeError(v1::WORKSPACE_NOT_FOUND, absl::StrCat("there is no workspace workspaces/", workspace_id));
+    return MakeError(v1::WORKSPACE_NOT_FOUND, absl::StrCat("there is no workspace workspaces/", workspace.id));
   }
   return absl::OkStatus();
 }
 
-absl::Status LinkFile(Connection& connection, const std::string& workspace_id, const std::string& path, const std::string& sha256,
+absl::Status LinkFile(Connection& connection, const WorkspaceKey& workspace, const std::string& path, const std::string& sha256,
                       uint64_t size_bytes, absl::Time update_time) {
   return connection
       .Execute(
-          "INSERT INTO files (workspace, path, sha256, size_bytes, update_time) VALUES (?1, ?2, ?3, ?4, ?5)"
-          " ON CONFLICT (workspace, path) DO UPDATE SET sha256 = excluded.sha256, size_bytes = excluded.size_bytes,"
-          " update_time = excluded.update_time",
-          {workspace_id, path, sha256, static_cast<int64_t>(size_bytes), absl::ToUnixMicros(update_time)})
+          "INSERT INTO files (project, workspace, path, sha256, size_bytes, update_time) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"
+          " ON CONFLICT (project, workspace, path) DO UPDATE SET sha256 = excluded.sha256,"
+          " size_bytes = excluded.size_bytes, update_time = excluded.update_time",
+          {workspace.project, workspace.id, path, sha256, static_cast<int64_t>(size_bytes), absl::ToUnixMicros(update_time)})
       .status();
 }
 
-absl::StatusOr<std::string> FindRequest(Connection& connection, RequestKind kind, const std::string& request_id,
-                                        const std::string& fingerprint, absl::Time now) {
+absl::StatusOr<std::string> FindRequest(Connection& connection, const std::string& project, RequestKind kind,
+                                        const std::string& request_id, const std::string& fingerprint, absl::Time now) {
   if (request_id.empty()) {
     return std::string();
   }
   MP_RETURN_IF_ERROR(
       connection.Execute("DELETE FROM requests WHERE create_time < ?1", {absl::ToUnixMicros(now - kRequestIdLifetime)}).status());
-  MP_ASSIGN_OR_RETURN(Statement statement,
-                      connection.Query("SELECT fingerprint, resource FROM requests WHERE kind = ?1 AND request_id = ?2",
-                                       {static_cast<int64_t>(kind), request_id}));
+  MP_ASSIGN_OR_RETURN(
+      Statement statement,
+      connection.Query("SELECT fingerprint, resource FROM requests WHERE project = ?1 AND kind = ?2 AND request_id = ?3",
+                       {project, static_cast<int64_t>(kind), request_id}));
   MP_ASSIGN_OR_RETURN(bool found, statement.Step());
   if (!found) {
     return std::string();
@@ -132,14 +145,15 @@ absl::StatusOr<std::string> FindRequest(Connection& connection, RequestKind kind
   return statement.Bytes(1);
 }
 
-absl::Status RememberRequest(Connection& connection, RequestKind kind, const std::string& request_id,
+absl::Status RememberRequest(Connection& connection, const std::string& project, RequestKind kind, const std::string& request_id,
                              const std::string& fingerprint, const std::string& resource, absl::Time now) {
   if (request_id.empty()) {
     return absl::OkStatus();
   }
   return connection
-      .Execute("INSERT INTO requests (kind, request_id, fingerprint, resource, create_time) VALUES (?1, ?2, ?3, ?4, ?5)",
-               {static_cast<int64_t>(kind), request_id, fingerprint, resource, absl::ToUnixMicros(now)})
+      .Execute(
+          "INSERT INTO requests (project, kind, request_id, fingerprint, resource, create_time) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+          {project, static_cast<int64_t>(kind), request_id, fingerprint, resource, absl::ToUnixMicros(now)})
       .status();
 }
 

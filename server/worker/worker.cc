@@ -106,24 +106,33 @@ absl::Status RemoveDeadScratch(const WorkerOptions& options, const WorkerContext
 
 }  // namespace
 
-absl::Status Rescue(const WorkerOptions& options, const WorkerContext& context) {
-  const absl::Time now = context.clock.Now();
-  MP_ASSIGN_OR_RETURN(const std::vector<Job> leased, context.jobs.Leased());
+absl::Status Rescuer::Look() {
+  MP_ASSIGN_OR_RETURN(const std::vector<Job> leased, context_.jobs.Leased());
+  const absl::Duration now = context_.clock.Elapsed();
+  std::map<std::string, Seen> seen;
   for (const Job& job : leased) {
-    const bool expired = job.lease_expiry < now;
+    Seen last{job.beats, now};
+    if (const auto before = seen_.find(job.id); before != seen_.end() && before->second.beats == job.beats) {
+      last = before->second;
+    }
+    seen.emplace(job.id, last);
+  }
+  seen_ = std::move(seen);
+  for (const Job& job : leased) {
+    const bool expired = now - seen_.at(job.id).since > options_.lease;
     if (!expired && !IsDeadOwner(job.lease_owner)) {
       continue;
     }
-    const absl::Status given_back = GiveBackLost(options, context, job, "the loss of its worker");
+    const absl::Status given_back = GiveBackLost(options_, context_, job, "the loss of its worker");
     if (absl::IsFailedPrecondition(given_back)) {
       continue;  // another process was quicker, or the holder lives after all and went on
     }
     MP_RETURN_IF_ERROR(given_back);
     LOG(WARNING) << "operations/" << job.id << ": attempt " << job.metadata.attempt() << " was lost ("
                  << (expired ? "its lease ran out" : "its worker is dead") << ")";
-    context.events.Notify();
+    context_.events.Notify();
   }
-  return RemoveDeadScratch(options, context);
+  return RemoveDeadScratch(options_, context_);
 }
 
 // One attempt at one job, from the claim to its end in the store.
@@ -284,7 +293,7 @@ class Worker::Attempt {
   // Extends the lease. A store that fails is tried again at the next beat: the lease tells how long that may go on.
   void Heartbeat() {
     const absl::StatusOr<State::State> state =
-        context_.jobs.Heartbeat(job_.id, attempt_, progress_, context_.clock.Now() + options_.lease);
+        context_.jobs.Heartbeat(job_.id, attempt_, progress_);
     progress_stored_ = absl::Now();
     if (!state.ok()) {
       LOG(ERROR) << "heartbeat failed: " << state.status();
@@ -500,16 +509,17 @@ void Worker::RunJob(const Job& job) {
 
 void Worker::Loop() {
   PrepareSpare();
+  Rescuer rescuer(options_, context_);
   absl::Time rescue_at = absl::InfinitePast();
   while (!stopping_) {
     if (absl::Now() >= rescue_at) {
-      if (absl::Status rescued = Rescue(options_, context_); !rescued.ok()) {
+      if (absl::Status rescued = rescuer.Look(); !rescued.ok()) {
         LOG(ERROR) << "cannot look for lost operations: " << rescued;
       }
       rescue_at = absl::Now() + kRescueInterval;
     }
     const uint64_t seen = context_.events.generation();
-    const absl::StatusOr<std::optional<Job>> job = context_.jobs.Claim(options_.owner, context_.clock.Now() + options_.lease);
+    const absl::StatusOr<std::optional<Job>> job = context_.jobs.Claim(options_.owner);
     if (job.ok() && job->has_value()) {
       RunJob(**job);
       continue;

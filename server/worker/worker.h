@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -43,16 +44,31 @@ struct WorkerContext {
   const Clock& clock;
 };
 
-// Ends what dead workers left: jobs under a lease that ran out or whose holder is a dead process of this machine go back to the
-// queue (or fail, after `max_attempts` in all), and scratch folders without a living attempt are removed. Safe to run at any time
-// in any process.
-absl::Status Rescue(const WorkerOptions& options, const WorkerContext& context);
+// Ends what dead workers left: jobs whose heartbeats stood still for the lease's time, as seen by this object's looks, or whose
+// holder is a dead process of this machine go back to the queue (or fail, after `max_attempts` in all), and scratch folders
+// without a living attempt are removed. Any number may be at work in any processes.
+class Rescuer {
+ public:
+  // Both must outlive this.
+  Rescuer(const WorkerOptions& options, const WorkerContext& context) : options_(options), context_(context) {}
+  absl::Status Look();
+
+ private:
+  struct Seen {
+    int64_t beats;
+    absl::Duration since;  // Clock::Elapsed of the first look that saw so many
+  };
+
+  const WorkerOptions& options_;
+  const WorkerContext& context_;
+  std::map<std::string, Seen> seen_;  // by id of the job
+};
 
 // One thread that works on one operation at a time, and keeps a spare child started for the next one.
 //
 // An attempt: claim -> child gets the RunSpec -> its outputs are adopted by the blob store -> Finish links them and stores the
 // outcome. Until Finish nothing is visible; after it nothing is left to do but to remove the scratch folder. Whatever is killed
-// in between, the lease ends and Rescue (of any process) starts the next attempt.
+// in between, the lease ends and the Rescuer of any process starts the next attempt.
 class Worker {
  public:
   Worker(const WorkerOptions& options, const WorkerContext& context);

@@ -16,20 +16,21 @@ class SqlWorkspaceStore final : public WorkspaceStore {
   // Both must outlive the store.
   SqlWorkspaceStore(Database& database, const Clock& clock) : database_(database), clock_(clock) {}
 
-  absl::StatusOr<WorkspaceRow> CreateWorkspace(const std::string& id, const std::string& fallback_id,
+  absl::StatusOr<WorkspaceRow> CreateWorkspace(const WorkspaceKey& workspace, const std::string& fallback_id,
                                                const std::string& request_id) override;
-  absl::StatusOr<WorkspaceRow> GetWorkspace(const std::string& id) override;
-  absl::StatusOr<Page<WorkspaceRow>> ListWorkspaces(int page_size, const std::string& page_token) override;
-  absl::Status DeleteWorkspace(const std::string& id) override;
-  absl::StatusOr<FileRow> GetFile(const std::string& workspace, const std::string& path) override;
-  absl::StatusOr<Page<FileRow>> ListFiles(const std::string& workspace, int page_size, const std::string& page_token) override;
-  absl::StatusOr<std::vector<FileRow>> Snapshot(const std::string& workspace, const std::string& folder, int max_files) override;
-  absl::Status PutFile(const std::string& workspace, const FileRow& file) override;
-  absl::Status DeleteFile(const std::string& workspace, const std::string& path) override;
+  absl::StatusOr<WorkspaceRow> GetWorkspace(const WorkspaceKey& workspace) override;
+  absl::StatusOr<Page<WorkspaceRow>> ListWorkspaces(const std::string& project, int page_size,
+                                                    const std::string& page_token) override;
+  absl::Status DeleteWorkspace(const WorkspaceKey& workspace) override;
+  absl::StatusOr<FileRow> GetFile(const WorkspaceKey& workspace, const std::string& path) override;
+  absl::StatusOr<Page<FileRow>> ListFiles(const WorkspaceKey& workspace, int page_size, const std::string& page_token) override;
+  absl::StatusOr<std::vector<FileRow>> Snapshot(const WorkspaceKey& workspace, const std::string& folder, int max_files) override;
+  absl::Status PutFile(const WorkspaceKey& workspace, const FileRow& file) override;
+  absl::Status DeleteFile(const WorkspaceKey& workspace, const std::string& path) override;
   absl::StatusOr<UploadRow> FindOrCreateUpload(const UploadRow& upload) override;
-  absl::StatusOr<UploadRow> GetUpload(const std::string& workspace, const std::string& id) override;
+  absl::StatusOr<UploadRow> GetUpload(const WorkspaceKey& workspace, const std::string& id) override;
   absl::Status FinishUpload(const UploadRow& upload) override;
-  absl::Status DeleteUpload(const std::string& workspace, const std::string& id) override;
+  absl::Status DeleteUpload(const WorkspaceKey& workspace, const std::string& id) override;
 
  private:
   Database& database_;

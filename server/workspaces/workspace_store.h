@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "server/base/workspace_key.h"
 
 namespace modelpress::server {
 
@@ -27,7 +28,7 @@ struct FileRow {
 
 struct UploadRow {
   std::string id;
-  std::string workspace;  // id
+  WorkspaceKey workspace;
   std::string path;
   std::string sha256;
   uint64_t size_bytes = 0;
@@ -43,31 +44,33 @@ class WorkspaceStore {
  public:
   virtual ~WorkspaceStore() = default;
 
-  // WORKSPACE_EXISTS. A `request_id` that came before gives the workspace of that time (REQUEST_ID_REUSED if `id` is another; an
-  // empty `id` asks for `fallback_id`).
-  virtual absl::StatusOr<WorkspaceRow> CreateWorkspace(const std::string& id, const std::string& fallback_id,
+  // WORKSPACE_EXISTS. A `request_id` that came before gives the workspace of that time (REQUEST_ID_REUSED if the id is another;
+  // an empty id asks for `fallback_id`).
+  virtual absl::StatusOr<WorkspaceRow> CreateWorkspace(const WorkspaceKey& workspace, const std::string& fallback_id,
                                                        const std::string& request_id) = 0;
-  virtual absl::StatusOr<WorkspaceRow> GetWorkspace(const std::string& id) = 0;  // WORKSPACE_NOT_FOUND
-  virtual absl::StatusOr<Page<WorkspaceRow>> ListWorkspaces(int page_size, const std::string& page_token) = 0;
+  virtual absl::StatusOr<WorkspaceRow> GetWorkspace(const WorkspaceKey& workspace) = 0;  // WORKSPACE_NOT_FOUND
+  virtual absl::StatusOr<Page<WorkspaceRow>> ListWorkspaces(const std::string& project, int page_size,
+                                                            const std::string& page_token) = 0;
   // WORKSPACE_NOT_FOUND, WORKSPACE_BUSY (an unfinished operation uses it).
-  virtual absl::Status DeleteWorkspace(const std::string& id) = 0;
+  virtual absl::Status DeleteWorkspace(const WorkspaceKey& workspace) = 0;
 
   // All of these but DeleteUpload: WORKSPACE_NOT_FOUND.
-  virtual absl::StatusOr<FileRow> GetFile(const std::string& workspace, const std::string& path) = 0;  // FILE_NOT_FOUND
-  virtual absl::StatusOr<Page<FileRow>> ListFiles(const std::string& workspace, int page_size, const std::string& page_token) = 0;
+  virtual absl::StatusOr<FileRow> GetFile(const WorkspaceKey& workspace, const std::string& path) = 0;  // FILE_NOT_FOUND
+  virtual absl::StatusOr<Page<FileRow>> ListFiles(const WorkspaceKey& workspace, int page_size,
+                                                  const std::string& page_token) = 0;
   // Every file in `folder` ("" is the whole workspace; "a/b": paths that begin with "a/b/"), as of one moment. MODEL_LIMIT over
   // `max_files`.
-  virtual absl::StatusOr<std::vector<FileRow>> Snapshot(const std::string& workspace, const std::string& folder,
+  virtual absl::StatusOr<std::vector<FileRow>> Snapshot(const WorkspaceKey& workspace, const std::string& folder,
                                                         int max_files) = 0;
-  virtual absl::Status PutFile(const std::string& workspace, const FileRow& file) = 0;
-  virtual absl::Status DeleteFile(const std::string& workspace, const std::string& path) = 0;  // FILE_NOT_FOUND
+  virtual absl::Status PutFile(const WorkspaceKey& workspace, const FileRow& file) = 0;
+  virtual absl::Status DeleteFile(const WorkspaceKey& workspace, const std::string& path) = 0;  // FILE_NOT_FOUND
 
   // The unfinished upload with the same workspace, path, size and digest, or a new one with `upload.id`.
   virtual absl::StatusOr<UploadRow> FindOrCreateUpload(const UploadRow& upload) = 0;
-  virtual absl::StatusOr<UploadRow> GetUpload(const std::string& workspace, const std::string& id) = 0;  // UPLOAD_NOT_FOUND
+  virtual absl::StatusOr<UploadRow> GetUpload(const WorkspaceKey& workspace, const std::string& id) = 0;  // UPLOAD_NOT_FOUND
   // Points the name to the content and forgets the upload, both or neither. UPLOAD_NOT_FOUND.
   virtual absl::Status FinishUpload(const UploadRow& upload) = 0;
-  virtual absl::Status DeleteUpload(const std::string& workspace,
+  virtual absl::Status DeleteUpload(const WorkspaceKey& workspace,
                                     const std::string& id) = 0;  // no error if it is gone, or its workspace
 };
 

@@ -16,7 +16,18 @@ class FakeClock final : public Clock {
     return now_;
   }
 
+  absl::Duration Elapsed() const override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return elapsed_;
+  }
+
   void Advance(absl::Duration duration) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    now_ += duration;
+    elapsed_ += duration;
+  }
+  // Somebody sets the clock: no time goes by.
+  void Jump(absl::Duration duration) {
     std::lock_guard<std::mutex> lock(mutex_);
     now_ += duration;
   }
@@ -24,6 +35,7 @@ class FakeClock final : public Clock {
  private:
   mutable std::mutex mutex_;
   absl::Time now_ = absl::FromUnixSeconds(1'700'000'000);
+  absl::Duration elapsed_;
 };
 
 }  // namespace modelpress::server

@@ -27,6 +27,8 @@ using Metadata = v1::OperationMetadata;
 using testing::ElementsAre;
 using testing::IsEmpty;
 
+inline constexpr char kProject[] = "p";
+
 class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
  protected:
   void SetUp() override { Reset(); }
@@ -36,7 +38,7 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
     handle_.reset();
     harness_ = GetParam()();
     Reopen();
-    ASSERT_OK(workspaces().CreateWorkspace("w", "", ""));
+    ASSERT_OK(workspaces().CreateWorkspace({kProject, "w"}, "", ""));
   }
   void Reopen() {
     handle_.reset();
@@ -46,7 +48,6 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
 
   JobStore& jobs() { return handle_->jobs(); }
   WorkspaceStore& workspaces() { return handle_->workspaces(); }
-  absl::Time Lease() { return clock_.Now() + absl::Seconds(30); }
 
   static google::protobuf::Any AnyOf(const std::string& text) {
     google::protobuf::Any any;
@@ -58,6 +59,7 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
   static Job NewJob(const std::string& id, const std::string& workspace = "w", const std::string& method = "SaveModel") {
     Job job;
     job.id = id;
+    job.project = kProject;
     job.request = AnyOf("request of " + id);
     job.metadata.set_workspace("workspaces/" + workspace);
     job.metadata.set_method(method);
@@ -85,10 +87,10 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
     if (state == Metadata::PENDING) {
       return;
     }
-    ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, jobs().Claim("worker", Lease()));
+    ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, jobs().Claim("worker"));
     ASSERT_EQ(claimed->id, id);
     if (state == Metadata::CANCELLING || state == Metadata::CANCELLED) {
-      ASSERT_OK(jobs().RequestCancel(id));
+      ASSERT_OK(jobs().RequestCancel(kProject, id));
     }
     if (state == Metadata::SUCCEEDED || state == Metadata::FAILED || state == Metadata::CANCELLED) {
       ASSERT_OK(jobs().Finish(id, 1, state == Metadata::SUCCEEDED ? Success() : Failure(state)));
@@ -130,7 +132,7 @@ inline bool SameJob(const Job& a, const Job& b) {
   auto same = [](const auto& x, const auto& y) {
     return x.has_value() == y.has_value() && (!x.has_value() || SameMessage(*x, *y));
   };
-  return a.id == b.id && a.lease_owner == b.lease_owner && a.lease_expiry == b.lease_expiry &&
+  return a.id == b.id && a.lease_owner == b.lease_owner && a.beats == b.beats &&
          SameMessage(a.request, b.request) && SameMessage(a.metadata, b.metadata) && same(a.response, b.response) &&
          same(a.error, b.error);
 }
@@ -153,7 +155,6 @@ TEST_P(JobStoreConformance, CreateKeepsWhatItIsGiven) {
   ASSERT_EQ(created.metadata.inputs_size(), 1);
   EXPECT_TRUE(SameMessage(created.metadata.inputs(0), given.metadata.inputs(0)));
   EXPECT_EQ(created.lease_owner, "");
-  EXPECT_EQ(created.lease_expiry, absl::InfinitePast());
   EXPECT_FALSE(created.done());
 
   Reopen();
@@ -187,7 +188,7 @@ TEST_P(JobStoreConformance, RequestIdGivesTheJobOfThatTime) {
   EXPECT_EQ(other_id.id, "o2");
 
   // Also in another process, when it is finished, and just before a day is over.
-  ASSERT_OK(jobs().RequestCancel("o1"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
   clock_.Advance(absl::Hours(24) - absl::Seconds(1));
   Reopen();
   ASSERT_OK_AND_ASSIGN(replayed, jobs().Create(again, "r1"));
@@ -205,8 +206,8 @@ TEST_P(JobStoreConformance, AnEmptyRequestIdIsNone) {
 
 TEST_P(JobStoreConformance, AReplayNeverRunsADeletedJobAgain) {
   ASSERT_OK(jobs().Create(NewJob("o1"), "r1"));
-  ASSERT_OK(jobs().RequestCancel("o1"));
-  ASSERT_OK(jobs().Delete("o1"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
+  ASSERT_OK(jobs().Delete(kProject, "o1"));
   EXPECT_REASON(jobs().Create(NewJob("o1"), "r1"), OPERATION_NOT_FOUND);
 }
 
@@ -235,25 +236,24 @@ TEST_P(JobStoreConformance, OneRequestIdFromManyThreadsMakesOneJob) {
 // ---- Claim ------------------------------------------------------------------------------------------------------------------
 
 TEST_P(JobStoreConformance, ClaimTakesTheOldest) {
-  ASSERT_OK_AND_ASSIGN(std::optional<Job> none, jobs().Claim("worker", Lease()));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> none, jobs().Claim("worker"));
   EXPECT_FALSE(none.has_value());
   ASSERT_OK(jobs().Create(NewJob("oz"), ""));
   ASSERT_OK(jobs().Create(NewJob("oa"), ""));
   clock_.Advance(absl::Seconds(5));
-  ASSERT_OK_AND_ASSIGN(std::optional<Job> first, jobs().Claim("worker", Lease()));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> first, jobs().Claim("worker"));
   ASSERT_TRUE(first.has_value());
   EXPECT_EQ(first->id, "oz");
   EXPECT_EQ(first->metadata.state(), Metadata::RUNNING);
   EXPECT_EQ(first->metadata.attempt(), 1);
   EXPECT_EQ(first->lease_owner, "worker");
-  EXPECT_EQ(first->lease_expiry, Lease());
   EXPECT_EQ(google::protobuf::util::TimeUtil::TimestampToMicroseconds(first->metadata.start_time()),
             absl::ToUnixMicros(clock_.Now()));
   ASSERT_OK_AND_ASSIGN(Job stored, jobs().Get("oz"));
   EXPECT_TRUE(SameJob(stored, *first));
-  ASSERT_OK_AND_ASSIGN(std::optional<Job> second, jobs().Claim("worker", Lease()));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> second, jobs().Claim("worker"));
   EXPECT_EQ(second->id, "oa");
-  ASSERT_OK_AND_ASSIGN(none, jobs().Claim("worker", Lease()));
+  ASSERT_OK_AND_ASSIGN(none, jobs().Claim("worker"));
   EXPECT_FALSE(none.has_value());
 }
 
@@ -271,7 +271,7 @@ TEST_P(JobStoreConformance, EachJobIsClaimedOnceByManyThreadsOfTwoProcesses) {
     threads.emplace_back([&, i] {
       JobStore& store = i % 2 == 0 ? jobs() : other->jobs();
       while (true) {
-        absl::StatusOr<std::optional<Job>> job = store.Claim(absl::StrCat("worker", i), Lease());
+        absl::StatusOr<std::optional<Job>> job = store.Claim(absl::StrCat("worker", i));
         EXPECT_OK(job);
         if (!job.ok() || !job->has_value()) {
           return;
@@ -301,45 +301,47 @@ TEST_P(JobStoreConformance, HeartbeatExtendsTheLeaseAndShowsProgress) {
   progress.set_done(3);
   progress.set_total(9);
   clock_.Advance(absl::Seconds(10));
-  ASSERT_OK_AND_ASSIGN(Metadata::State state, jobs().Heartbeat("o1", 1, progress, Lease()));
+  ASSERT_OK_AND_ASSIGN(Metadata::State state, jobs().Heartbeat("o1", 1, progress));
   EXPECT_EQ(state, Metadata::RUNNING);
   ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
-  EXPECT_EQ(job.lease_expiry, Lease());
   EXPECT_TRUE(SameMessage(job.metadata.progress(), progress));
 
-  ASSERT_OK(jobs().RequestCancel("o1"));
-  ASSERT_OK_AND_ASSIGN(state, jobs().Heartbeat("o1", 1, progress, Lease()));
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
+  ASSERT_OK_AND_ASSIGN(state, jobs().Heartbeat("o1", 1, progress));
   EXPECT_EQ(state, Metadata::CANCELLING);
 }
 
-TEST_P(JobStoreConformance, LeasesRunOut) {
+TEST_P(JobStoreConformance, HeartbeatsAreCountedWhileALeaseIsHeld) {
   MakeJobIn(Metadata::RUNNING, "o1");
-  clock_.Advance(absl::Seconds(10));
   MakeJobIn(Metadata::CANCELLING, "o2");
   ASSERT_OK(jobs().Create(NewJob("o3"), ""));
-  auto expired = [this] {
-    absl::StatusOr<std::vector<Job>> jobs_then = jobs().Expired(clock_.Now());
-    EXPECT_OK(jobs_then);
-    return Ids(*jobs_then);
+  auto beats = [this] {
+    std::map<std::string, int64_t> of;
+    absl::StatusOr<std::vector<Job>> leased = jobs().Leased();
+    EXPECT_OK(leased);
+    for (const Job& job : *leased) {
+      of[job.id] = job.beats;
+    }
+    return of;
   };
-  EXPECT_THAT(expired(), IsEmpty());
-  clock_.Advance(absl::Seconds(20));  // exactly at the end of the lease it still holds
-  EXPECT_THAT(expired(), IsEmpty());
-  clock_.Advance(absl::Seconds(1));
-  EXPECT_THAT(expired(), ElementsAre("o1"));
-  clock_.Advance(absl::Seconds(10));
-  EXPECT_THAT(expired(), ElementsAre("o1", "o2"));
+  std::map<std::string, int64_t> first = beats();
+  ASSERT_EQ(first.size(), 2);
   Reopen();
-  ASSERT_OK_AND_ASSIGN(std::vector<Job> leased, jobs().Leased());
-  EXPECT_THAT(Ids(leased), ElementsAre("o1", "o2"));
+  EXPECT_EQ(beats(), first);
 
-  // Late, but nobody took it away: the attempt goes on.
-  ASSERT_OK(jobs().Heartbeat("o1", 1, {}, Lease()));
-  EXPECT_THAT(expired(), ElementsAre("o2"));
-  ASSERT_OK(jobs().Finish("o1", 1, Success()));
+  ASSERT_OK(jobs().Heartbeat("o1", 1, {}));
+  std::map<std::string, int64_t> second = beats();
+  EXPECT_GT(second["o1"], first["o1"]);
+  EXPECT_EQ(second["o2"], first["o2"]);
+
+  // A new attempt never looks like one that stands still.
+  ASSERT_OK(jobs().Requeue("o1", 1, /*failed=*/true));
+  ASSERT_OK(jobs().Claim("other"));
+  EXPECT_GT(beats()["o1"], second["o1"]);
+
+  ASSERT_OK(jobs().Finish("o1", 2, Success()));
   ASSERT_OK(jobs().Requeue("o2", 1, /*failed=*/true));
-  ASSERT_OK_AND_ASSIGN(leased, jobs().Leased());
-  EXPECT_THAT(Ids(leased), IsEmpty());
+  EXPECT_TRUE(beats().empty());
 }
 
 // ---- The transitions, all of them -------------------------------------------------------------------------------------------
@@ -355,16 +357,16 @@ TEST_P(JobStoreConformance, OnlyTheHolderMovesAJob) {
       if (held && attempt == 1) {
         continue;
       }
-      EXPECT_NOT_HELD(jobs().Heartbeat("o1", attempt, {}, clock_.Now() + absl::Hours(1)));
+      EXPECT_NOT_HELD(jobs().Heartbeat("o1", attempt, {}));
       EXPECT_NOT_HELD(jobs().Finish("o1", attempt, Success({Output("results/x")})));
       EXPECT_NOT_HELD(jobs().Finish("o1", attempt, Failure()));
       EXPECT_NOT_HELD(jobs().Requeue("o1", attempt, /*failed=*/true));
     }
     ASSERT_OK_AND_ASSIGN(Job after, jobs().Get("o1"));
     EXPECT_TRUE(SameJob(before, after));
-    EXPECT_REASON(workspaces().GetFile("w", "results/x"), FILE_NOT_FOUND);
+    EXPECT_REASON(workspaces().GetFile({kProject, "w"}, "results/x"), FILE_NOT_FOUND);
   }
-  EXPECT_NOT_HELD(jobs().Heartbeat("none", 1, {}, Lease()));
+  EXPECT_NOT_HELD(jobs().Heartbeat("none", 1, {}));
   EXPECT_NOT_HELD(jobs().Finish("none", 1, Success()));
   EXPECT_NOT_HELD(jobs().Requeue("none", 1, /*failed=*/true));
 }
@@ -374,7 +376,7 @@ TEST_P(JobStoreConformance, ClaimLeavesAllButPendingJobsAlone) {
     SCOPED_TRACE(Metadata::State_Name(state));
     Reset();
     MakeJobIn(state, "o1");
-    ASSERT_OK_AND_ASSIGN(std::optional<Job> job, jobs().Claim("other", Lease()));
+    ASSERT_OK_AND_ASSIGN(std::optional<Job> job, jobs().Claim("other"));
     EXPECT_EQ(job.has_value(), state == Metadata::PENDING);
     EXPECT_EQ(StateOf("o1"), state == Metadata::PENDING ? Metadata::RUNNING : state);
   }
@@ -388,7 +390,7 @@ TEST_P(JobStoreConformance, CancelInEveryState) {
     Reset();
     MakeJobIn(state, "o1");
     ASSERT_OK_AND_ASSIGN(Job before, jobs().Get("o1"));
-    ASSERT_OK_AND_ASSIGN(Job after, jobs().RequestCancel("o1"));
+    ASSERT_OK_AND_ASSIGN(Job after, jobs().RequestCancel(kProject, "o1"));
     auto changed = next.find(state);
     EXPECT_EQ(after.metadata.state(), changed == next.end() ? state : changed->second);
     if (changed == next.end()) {
@@ -403,7 +405,7 @@ TEST_P(JobStoreConformance, CancelInEveryState) {
       EXPECT_FALSE(after.response.has_value());
     }
   }
-  EXPECT_REASON(jobs().RequestCancel("none"), OPERATION_NOT_FOUND);
+  EXPECT_REASON(jobs().RequestCancel(kProject, "none"), OPERATION_NOT_FOUND);
 }
 
 TEST_P(JobStoreConformance, DeleteInEveryState) {
@@ -412,12 +414,12 @@ TEST_P(JobStoreConformance, DeleteInEveryState) {
     Reset();
     MakeJobIn(state, "o1");
     if (state == Metadata::PENDING || state == Metadata::RUNNING || state == Metadata::CANCELLING) {
-      EXPECT_REASON(jobs().Delete("o1"), OPERATION_RUNNING);
+      EXPECT_REASON(jobs().Delete(kProject, "o1"), OPERATION_RUNNING);
       EXPECT_EQ(StateOf("o1"), state);
     } else {
-      EXPECT_OK(jobs().Delete("o1"));
+      EXPECT_OK(jobs().Delete(kProject, "o1"));
       EXPECT_REASON(jobs().Get("o1"), OPERATION_NOT_FOUND);
-      EXPECT_REASON(jobs().Delete("o1"), OPERATION_NOT_FOUND);
+      EXPECT_REASON(jobs().Delete(kProject, "o1"), OPERATION_NOT_FOUND);
     }
   }
 }
@@ -441,7 +443,6 @@ TEST_P(JobStoreConformance, FinishFromRunningAndCancelling) {
       EXPECT_EQ(job.error.has_value(), to != Metadata::SUCCEEDED);
       EXPECT_TRUE(job.done());
       EXPECT_EQ(job.lease_owner, "");
-      EXPECT_EQ(job.lease_expiry, absl::InfinitePast());
     }
   }
 }
@@ -451,25 +452,24 @@ TEST_P(JobStoreConformance, RequeueGivesAnotherAttempt) {
   ASSERT_OK(jobs().Create(NewJob("o2"), ""));
   v1::Progress progress;
   progress.set_done(5);
-  ASSERT_OK(jobs().Heartbeat("o1", 1, progress, Lease()));
+  ASSERT_OK(jobs().Heartbeat("o1", 1, progress));
   ASSERT_OK(jobs().Requeue("o1", 1, /*failed=*/true));
   ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
   EXPECT_EQ(job.metadata.state(), Metadata::PENDING);
   EXPECT_EQ(job.metadata.attempt(), 1);
   EXPECT_EQ(job.metadata.progress().done(), 0);
   EXPECT_EQ(job.lease_owner, "");
-  EXPECT_EQ(job.lease_expiry, absl::InfinitePast());
 
-  ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, jobs().Claim("second", Lease()));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, jobs().Claim("second"));
   EXPECT_EQ(claimed->id, "o1");  // it keeps its place in the queue
   EXPECT_EQ(claimed->metadata.attempt(), 2);
   // What is left of the first attempt can do no harm.
-  EXPECT_NOT_HELD(jobs().Heartbeat("o1", 1, progress, Lease()));
+  EXPECT_NOT_HELD(jobs().Heartbeat("o1", 1, progress));
   EXPECT_NOT_HELD(jobs().Finish("o1", 1, Success({Output("results/x")})));
   EXPECT_NOT_HELD(jobs().Requeue("o1", 1, /*failed=*/true));
   ASSERT_OK_AND_ASSIGN(job, jobs().Get("o1"));
   EXPECT_TRUE(SameJob(job, *claimed));
-  EXPECT_REASON(workspaces().GetFile("w", "results/x"), FILE_NOT_FOUND);
+  EXPECT_REASON(workspaces().GetFile({kProject, "w"}, "results/x"), FILE_NOT_FOUND);
   EXPECT_OK(jobs().Finish("o1", 2, Success()));
 }
 
@@ -480,7 +480,7 @@ TEST_P(JobStoreConformance, OnlyFailedAttemptsCountAsFailures) {
     const bool failed = attempt % 2 == 0;
     ASSERT_OK(jobs().Requeue("o1", attempt, failed));
     failures += failed ? 1 : 0;
-    ASSERT_OK_AND_ASSIGN(std::optional<Job> job, jobs().Claim("w", Lease()));
+    ASSERT_OK_AND_ASSIGN(std::optional<Job> job, jobs().Claim("w"));
     ASSERT_TRUE(job.has_value());
     EXPECT_EQ(job->failures, failures);
   }
@@ -514,11 +514,11 @@ TEST_P(JobStoreConformance, FinishLinksTheOutputs) {
   EXPECT_EQ(job.metadata.outputs(0).sha256(), std::string(64, 'b'));
   EXPECT_EQ(job.metadata.outputs(0).size_bytes(), 7);
   EXPECT_EQ(google::protobuf::util::TimeUtil::TimestampToMicroseconds(job.metadata.end_time()), absl::ToUnixMicros(clock_.Now()));
-  ASSERT_OK_AND_ASSIGN(FileRow a, workspaces().GetFile("w", "results/a"));
+  ASSERT_OK_AND_ASSIGN(FileRow a, workspaces().GetFile({kProject, "w"}, "results/a"));
   EXPECT_EQ(a.sha256, std::string(64, 'b'));
   EXPECT_EQ(a.size_bytes, 7);
   EXPECT_EQ(a.update_time, clock_.Now());
-  EXPECT_OK(workspaces().GetFile("w", "results/b"));
+  EXPECT_OK(workspaces().GetFile({kProject, "w"}, "results/b"));
 }
 
 TEST_P(JobStoreConformance, FinishRefusesWhatIsNoOutcome) {
@@ -545,18 +545,18 @@ TEST_P(JobStoreConformance, ListsNewestFirstInPages) {
   for (int i = 0; i < 7; ++i) {
     ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", 9 - i)), ""));  // ids against the order of time
   }
-  ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List({}, 3, ""));
+  ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List(kProject, {}, 3, ""));
   EXPECT_THAT(Ids(page.jobs), ElementsAre("o3", "o4", "o5"));
   ASSERT_NE(page.next_page_token, "");
   ASSERT_OK(jobs().Create(NewJob("onew"), ""));  // newer ones do not shift the pages
   Reopen();
-  ASSERT_OK_AND_ASSIGN(page, jobs().List({}, 3, page.next_page_token));
+  ASSERT_OK_AND_ASSIGN(page, jobs().List(kProject, {}, 3, page.next_page_token));
   EXPECT_THAT(Ids(page.jobs), ElementsAre("o6", "o7", "o8"));
-  ASSERT_OK_AND_ASSIGN(page, jobs().List({}, 3, page.next_page_token));
+  ASSERT_OK_AND_ASSIGN(page, jobs().List(kProject, {}, 3, page.next_page_token));
   EXPECT_THAT(Ids(page.jobs), ElementsAre("o9"));
   EXPECT_EQ(page.next_page_token, "");
   // A page that is exactly full and the last.
-  ASSERT_OK_AND_ASSIGN(page, jobs().List({}, 8, ""));
+  ASSERT_OK_AND_ASSIGN(page, jobs().List(kProject, {}, 8, ""));
   EXPECT_EQ(page.jobs.size(), 8);
   EXPECT_EQ(page.next_page_token, "");
 }
@@ -565,31 +565,31 @@ TEST_P(JobStoreConformance, PageSizesAndTokensByTheRules) {
   for (int i = 0; i < 52; ++i) {
     ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", i)), ""));
   }
-  ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List({}, 0, ""));
+  ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List(kProject, {}, 0, ""));
   EXPECT_EQ(page.jobs.size(), 50);
   const std::string token = page.next_page_token;
-  ASSERT_OK_AND_ASSIGN(page, jobs().List({}, 1'000'000, token));
+  ASSERT_OK_AND_ASSIGN(page, jobs().List(kProject, {}, 1'000'000, token));
   EXPECT_EQ(page.jobs.size(), 2);
-  EXPECT_REASON(jobs().List({}, -1, ""), REQUEST_INVALID);
-  EXPECT_REASON(jobs().List({}, 10, "x"), PAGE_TOKEN_INVALID);
-  EXPECT_REASON(jobs().List({}, 10, "!" + token), PAGE_TOKEN_INVALID);
+  EXPECT_REASON(jobs().List(kProject, {}, -1, ""), REQUEST_INVALID);
+  EXPECT_REASON(jobs().List(kProject, {}, 10, "x"), PAGE_TOKEN_INVALID);
+  EXPECT_REASON(jobs().List(kProject, {}, 10, "!" + token), PAGE_TOKEN_INVALID);
   std::string changed = token;
   changed[0] = changed[0] == 'A' ? 'B' : 'A';
-  EXPECT_REASON(jobs().List({}, 10, changed), PAGE_TOKEN_INVALID);
-  EXPECT_REASON(jobs().List({.done = true}, 10, token), PAGE_TOKEN_INVALID);
+  EXPECT_REASON(jobs().List(kProject, {}, 10, changed), PAGE_TOKEN_INVALID);
+  EXPECT_REASON(jobs().List(kProject, {.done = true}, 10, token), PAGE_TOKEN_INVALID);
   ASSERT_OK_AND_ASSIGN(Page<WorkspaceRow> other_list, workspaces().ListWorkspaces(1, ""));
   EXPECT_REASON(workspaces().ListWorkspaces(1, token), PAGE_TOKEN_INVALID);
 }
 
 TEST_P(JobStoreConformance, Filters) {
-  ASSERT_OK(workspaces().CreateWorkspace("v", "", ""));
+  ASSERT_OK(workspaces().CreateWorkspace({kProject, "v"}, "", ""));
   MakeJobIn(Metadata::SUCCEEDED, "o1");
   MakeJobIn(Metadata::FAILED, "o2");
   MakeJobIn(Metadata::RUNNING, "o3");
   ASSERT_OK(jobs().Create(NewJob("o4", "v"), ""));
   ASSERT_OK(jobs().Create(NewJob("o5", "w", "SavePruneRetrainModel"), ""));
   auto ids = [this](const JobFilter& filter) {
-    absl::StatusOr<JobPage> page = jobs().List(filter, 0, "");
+    absl::StatusOr<JobPage> page = jobs().List(kProject, filter, 0, "");
     EXPECT_OK(page);
     return page.ok() ? Ids(page->jobs) : std::vector<std::string>();
   };
@@ -626,18 +626,18 @@ TEST_P(JobStoreConformance, VersionTellsOfEveryChangeByAnyProcess) {
   };
   ASSERT_OK(jobs().Create(NewJob("o1"), ""));
   changed("create");
-  ASSERT_OK(other->jobs().Claim("worker", Lease()));
+  ASSERT_OK(other->jobs().Claim("worker"));
   changed("claim elsewhere");
-  ASSERT_OK(jobs().Heartbeat("o1", 1, {}, Lease()));
+  ASSERT_OK(jobs().Heartbeat("o1", 1, {}));
   changed("heartbeat");
-  ASSERT_OK(jobs().RequestCancel("o1"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
   changed("cancel");
   ASSERT_OK(other->jobs().Finish("o1", 1, Failure()));
   changed("finish elsewhere");
-  ASSERT_OK(jobs().Delete("o1"));
+  ASSERT_OK(jobs().Delete(kProject, "o1"));
   changed("delete");
-  ASSERT_OK(jobs().List({}, 0, ""));
-  ASSERT_OK(other->jobs().Claim("worker", Lease()));
+  ASSERT_OK(jobs().List(kProject, {}, 0, ""));
+  ASSERT_OK(other->jobs().Claim("worker"));
   EXPECT_EQ(*jobs().Version(), here);
   EXPECT_EQ(*other->jobs().Version(), there);
 }
@@ -645,11 +645,11 @@ TEST_P(JobStoreConformance, VersionTellsOfEveryChangeByAnyProcess) {
 TEST_P(JobStoreConformance, AnotherProcessSeesEveryChangeAtOnce) {
   std::unique_ptr<StoreHandle> other = harness_->Open(clock_);
   ASSERT_OK(jobs().Create(NewJob("o1"), ""));
-  ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, other->jobs().Claim("other", Lease()));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, other->jobs().Claim("other"));
   ASSERT_TRUE(claimed.has_value());
   EXPECT_EQ(StateOf("o1"), Metadata::RUNNING);
-  ASSERT_OK(jobs().RequestCancel("o1"));
-  ASSERT_OK_AND_ASSIGN(Metadata::State state, other->jobs().Heartbeat("o1", 1, {}, Lease()));
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
+  ASSERT_OK_AND_ASSIGN(Metadata::State state, other->jobs().Heartbeat("o1", 1, {}));
   EXPECT_EQ(state, Metadata::CANCELLING);
 }
 
@@ -667,7 +667,7 @@ TEST_P(JobStoreConformance, KilledWhileWritingNothingAcknowledgedIsLostOrTorn) {
           return;
         }
         say("created " + id);
-        if (!handle->jobs().Claim("worker", Lease()).ok()) {
+        if (!handle->jobs().Claim("worker").ok()) {
           return;
         }
         say("claimed " + id);
@@ -690,14 +690,14 @@ TEST_P(JobStoreConformance, KilledWhileWritingNothingAcknowledgedIsLostOrTorn) {
       absl::StatusOr<Job> replayed = jobs().Create(NewJob(id), id);
       EXPECT_OK(replayed);
     }
-    ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List({}, 1000, ""));
+    ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List(kProject, {}, 1000, ""));
     EXPECT_LE(page.jobs.size(), least.size() + 1);
     for (const Job& job : page.jobs) {
       SCOPED_TRACE(job.id);
       bool linked = job.metadata.state() == Metadata::SUCCEEDED;
       EXPECT_EQ(job.metadata.outputs_size(), linked ? 2 : 0);
-      EXPECT_EQ(workspaces().GetFile("w", job.id + "/a").ok(), linked);
-      EXPECT_EQ(workspaces().GetFile("w", job.id + "/b").ok(), linked);
+      EXPECT_EQ(workspaces().GetFile({kProject, "w"}, job.id + "/a").ok(), linked);
+      EXPECT_EQ(workspaces().GetFile({kProject, "w"}, job.id + "/b").ok(), linked);
     }
     // The store works as before.
     ASSERT_OK(jobs().Create(NewJob("onext"), ""));

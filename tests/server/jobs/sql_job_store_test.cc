@@ -19,7 +19,7 @@ TEST(SqlJobStoreTest, AFullDiskLosesNothing) {
   FakeClock clock;
   std::unique_ptr<SqlStoreHandle> handle = SqlStoreHandle::Open(disk->path() + "/modelpress.db", clock);
   ASSERT_NE(handle, nullptr);
-  ASSERT_OK(handle->workspaces().CreateWorkspace("w", "", ""));
+  ASSERT_OK(handle->workspaces().CreateWorkspace({kProject, "w"}, "", ""));
   auto job = [](int i) {
     Job job;
     job.id = absl::StrCat("o", i);
