@@ -5,21 +5,22 @@
 
 namespace modelpress::server {
 
-absl::Status Database::Migrate(absl::Span<const std::string> migrations, absl::string_view name) {
+absl::Status Migrate(Database& database, const SchemaDialect& dialect, absl::Span<const std::string> migrations,
+                     absl::string_view name) {
   const auto latest = static_cast<int64_t>(migrations.size());
   int64_t version = 0;
-  MP_RETURN_IF_ERROR(Read([&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(version, SchemaVersion(connection));
+  MP_RETURN_IF_ERROR(database.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(version, dialect.Version(connection));
     return absl::OkStatus();
   }));
   while (version < latest) {
-    MP_RETURN_IF_ERROR(Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-      MP_ASSIGN_OR_RETURN(version, SchemaVersion(connection));  // another process may have been first
+    MP_RETURN_IF_ERROR(database.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+      MP_ASSIGN_OR_RETURN(version, dialect.Version(connection));  // another process may have been first
       if (version >= latest) {
         return absl::OkStatus();
       }
-      MP_RETURN_IF_ERROR(connection.ExecuteScript(Translate(migrations[version])));
-      return SetSchemaVersion(connection, ++version);
+      MP_RETURN_IF_ERROR(connection.ExecuteScript(dialect.Translate(migrations[version])));
+      return dialect.SetVersion(connection, ++version);
     }));
   }
   if (version > latest) {

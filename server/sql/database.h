@@ -113,18 +113,23 @@ class Database {
   // Has `changed` called, on a thread of the database's, soon after a change of any process that survives a power failure. A hint
   // that saves waiting for the next poll: some may be missed, others come for nothing. nullptr where polling is all there is.
   virtual std::unique_ptr<Subscription> Subscribe(std::function<void()> changed) = 0;
+};
 
- protected:
-  // Brings the schema from its version to migrations.size(), one step per transaction: `migrations[i]` leads from version i to
-  // i + 1. Several processes may do so at the same time. STORAGE_ERROR if the version is later than `migrations` know.
-  absl::Status Migrate(absl::Span<const std::string> migrations, absl::string_view name);
-
-  // The number of the schema, 0 in a new database.
-  virtual absl::StatusOr<int64_t> SchemaVersion(Connection& connection) = 0;
-  virtual absl::Status SetSchemaVersion(Connection& connection, int64_t version) = 0;
-  // A migration in this database's words.
+// How a database keeps the number of its schema, and what it calls things.
+class SchemaDialect {
+ public:
+  virtual ~SchemaDialect() = default;
+  virtual absl::StatusOr<int64_t> Version(Connection& connection) const = 0;  // 0 in a new database
+  virtual absl::Status SetVersion(Connection& connection, int64_t version) const = 0;
+  // A migration, which is in SQLite's words, in this database's.
   virtual std::string Translate(const std::string& migration) const = 0;
 };
+
+// Brings the schema from its version to migrations.size(), one step per transaction: `migrations[i]` leads from version i to i
+// + 1. Several processes may do so at the same time. STORAGE_ERROR if the version is later than `migrations` know. `name` is that
+// of the database in messages.
+absl::Status Migrate(Database& database, const SchemaDialect& dialect, absl::Span<const std::string> migrations,
+                     absl::string_view name);
 
 }  // namespace modelpress::server
 

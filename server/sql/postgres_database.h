@@ -83,10 +83,6 @@ class PostgresDatabase final : public Database {
   absl::StatusOr<std::unique_ptr<PostgresConnection>> Begin(Pool& pool, const std::string& begin);
   void WarnOfForgetfulServer();
 
-  absl::StatusOr<int64_t> SchemaVersion(Connection& connection) override;
-  absl::Status SetSchemaVersion(Connection& connection, int64_t version) override;
-  std::string Translate(const std::string& migration) const override;
-
   const std::string url_;
   const std::string name_;  // for messages: without password
   Pool writer_{1};

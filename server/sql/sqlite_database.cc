@@ -187,6 +187,23 @@ absl::Status SqliteConnection::Transact(const std::string& mode, absl::FunctionR
   return status;
 }
 
+namespace {
+
+class SqliteDialect final : public SchemaDialect {
+ public:
+  absl::StatusOr<int64_t> Version(Connection& connection) const override {
+    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("PRAGMA user_version"));
+    MP_RETURN_IF_ERROR(statement.Step().status());
+    return statement.Integer(0);
+  }
+  absl::Status SetVersion(Connection& connection, int64_t version) const override {
+    return connection.ExecuteScript(absl::StrCat("PRAGMA user_version=", version));
+  }
+  std::string Translate(const std::string& migration) const override { return migration; }
+};
+
+}  // namespace
+
 SqliteDatabase::SqliteDatabase(std::string path) : path_(std::move(path)) {}
 
 SqliteDatabase::~SqliteDatabase() = default;
@@ -200,20 +217,10 @@ absl::StatusOr<std::unique_ptr<SqliteDatabase>> SqliteDatabase::Open(const std::
   MP_ASSIGN_OR_RETURN(database->durable_writer_, SqliteConnection::Open(path, "FULL"));
   MP_ASSIGN_OR_RETURN(database->relaxed_writer_, SqliteConnection::Open(path, "NORMAL"));
   MP_ASSIGN_OR_RETURN(database->observer_, SqliteConnection::Open(path, "NORMAL"));
-  MP_RETURN_IF_ERROR(database->Migrate(migrations, path));
+  MP_RETURN_IF_ERROR(Migrate(*database, SqliteDialect(), migrations, path));
   std::filesystem::path folder = std::filesystem::path(path).parent_path();
   MP_RETURN_IF_ERROR(SyncFolder(folder.empty() ? "." : folder.string()));
   return database;
-}
-
-absl::StatusOr<int64_t> SqliteDatabase::SchemaVersion(Connection& connection) {
-  MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("PRAGMA user_version"));
-  MP_RETURN_IF_ERROR(statement.Step().status());
-  return statement.Integer(0);
-}
-
-absl::Status SqliteDatabase::SetSchemaVersion(Connection& connection, int64_t version) {
-  return connection.ExecuteScript(absl::StrCat("PRAGMA user_version=", version));
 }
 
 absl::Status SqliteDatabase::Write(Durability durability, absl::FunctionRef<absl::Status(Connection&)> body) {

@@ -33,9 +33,6 @@ class SqliteDatabase final : public Database {
 
  private:
   explicit SqliteDatabase(std::string path);
-  absl::StatusOr<int64_t> SchemaVersion(Connection& connection) override;
-  absl::Status SetSchemaVersion(Connection& connection, int64_t version) override;
-  std::string Translate(const std::string& migration) const override { return migration; }
 
   const std::string path_;
   // One mutex for both: threads of this process queue here, not in SQLite's polling for the lock of the file.

@@ -5,6 +5,7 @@
 #include <libpq-fe.h>
 #include <pwd.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -123,6 +124,10 @@ std::string PostgresServer::Run(const std::string& sql, const std::string& datab
   PQclear(result);
   PQfinish(connection);
   return value;
+}
+
+bool PostgresServer::MakeFolder(const std::string& path) const {
+  return mkdir(path.c_str(), 0700) == 0 && chown(path.c_str(), user_, group_) == 0;
 }
 
 void PostgresServer::Kill() {

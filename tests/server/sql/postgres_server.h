@@ -30,8 +30,8 @@ class PostgresServer {
   std::string Url(const std::string& database) const;
   // Runs a statement without rows, or returns the first column of the first; a failure of the test if it fails.
   std::string Run(const std::string& sql, const std::string& database = "postgres") const;
-  // The folder of the cluster and its user's id, for what the server is to write elsewhere.
-  uid_t user() const { return user_; }
+  // An empty folder that the server may write to; false if it cannot be made.
+  bool MakeFolder(const std::string& path) const;
 
   // kill -9. Its other processes find out and end by themselves.
   void Kill();
