@@ -80,7 +80,8 @@ absl::StatusOr<ActivationStepResult> RunCalibration(const CallContext& context, 
                            .omits_precision_mode = context.defects.omits_precision_mode,
                            .threads = context.threads,
                            .scratch_folder = scratch->path(),
-                           .progress = [&context](uint64_t done, uint64_t total) { context.progress("calibrate", done, total); }},
+                           .progress = [&context](uint64_t done, uint64_t total) { context.progress("calibrate", done, total); },
+                           .checkpoint = CheckpointOf(context, "calibration")},
                           record));
   context.log(absl::StrCat("calibration: ", result.summary.passes, " passes over ", data.batch_count(), " batches; ",
                            result.summary.choice));
