@@ -11,12 +11,12 @@
 
 namespace modelpress::engine {
 
-// A file holds one line that tells the version of the engine, the instruction set of the machine (on another one, an inference may
-// round otherwise), key, size and SHA-256 of what follows. One whose line is not exactly that is ignored, and logged.
+// A file holds one line that tells the version of the engine, the instruction set of the machine (on another one, an inference
+// may round otherwise), key, size and SHA-256 of what follows. One whose line is not exactly that is ignored, and logged.
 //
 // A file is written under another name and renamed: whenever the process is killed, the whole old or the whole new one is there.
-// Nothing is flushed to the disk, as a process that ends takes nothing with it; what a loss of power tears apart no longer has its
-// digest.
+// Nothing is flushed to the disk, as a process that ends takes nothing with it; what a loss of power tears apart no longer has
+// its digest.
 class FileCheckpoints final : public Checkpoints {
  public:
   static constexpr uint64_t kMaxBytes = uint64_t{1} << 30;

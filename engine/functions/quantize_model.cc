@@ -162,13 +162,12 @@ class QuantizeModelRun {
       MP_ASSIGN_OR_RETURN(sample, OpenData(context_, call_.sample, model_->graph, 1));
       data = sample.get();
     }
-    return LearnRounding(
-        model_->graph, layers_, weights_, data,
-        {.soft_weights = context_.defects.leaves_soft_weights,
-         .threads = context_.threads,
-         .scratch_folder = scratch_->path(),
-         .progress = [this](uint64_t done, uint64_t total) { context_.progress("learn rounding", done, total); },
-         .checkpoint = CheckpointOf(context_, "rounding")});
+    return LearnRounding(model_->graph, layers_, weights_, data,
+                         {.soft_weights = context_.defects.leaves_soft_weights,
+                          .threads = context_.threads,
+                          .scratch_folder = scratch_->path(),
+                          .progress = [this](uint64_t done, uint64_t total) { context_.progress("learn rounding", done, total); },
+                          .checkpoint = CheckpointOf(context_, "rounding")});
   }
 
   absl::Status WriteModifiedModel() {

@@ -244,11 +244,11 @@ class Collector {
     }
     summary_.passes = state->passes();
     summary_.choice = "the model runs again in every pass: the activations of an earlier attempt are gone";
-    options_.checkpoint.log(
-        FindActive() ? absl::StrCat("resumed ", options_.checkpoint.key, " at batch ", state->batches() + 1, " of ",
-                                    data_.batch_count(), " of pass ", state->passes() + 1, " from an earlier attempt's checkpoint")
-                     : absl::StrCat("resumed ", options_.checkpoint.key, " after its last pass, pass ", state->passes(),
-                                    ", from an earlier attempt's checkpoint"));
+    options_.checkpoint.log(FindActive() ? absl::StrCat("resumed ", options_.checkpoint.key, " at batch ", state->batches() + 1,
+                                                        " of ", data_.batch_count(), " of pass ", state->passes() + 1,
+                                                        " from an earlier attempt's checkpoint")
+                                         : absl::StrCat("resumed ", options_.checkpoint.key, " after its last pass, pass ",
+                                                        state->passes(), ", from an earlier attempt's checkpoint"));
     Report(state->batches());
     return state->batches();
   }

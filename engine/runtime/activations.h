@@ -55,7 +55,8 @@ struct CollectOptions {
   uint64_t max_bytes_in_flight = 1ull << 30;
   std::function<void(uint64_t done, uint64_t total)> progress = {};  // batches over all passes known so far
   Clock clock = SteadySeconds;
-  // The state of the consumers, after every pass and within one as often as it costs next to nothing, but not more often than this.
+  // The state of the consumers, after every pass and within one as often as it costs next to nothing, but not more often than
+  // this.
   StageCheckpoint checkpoint = {};
   double seconds_between_checkpoints = 1;
 };
@@ -72,10 +73,9 @@ struct CollectSummary {
 // Runs the data past the consumers (consumers[i] gets taps[i]) until none wants a pass. A single batch is kept in memory for the
 // passes after the first one. Else the first pass writes the activations to disk as long as writing them and reading them back is
 // cheaper than running the model again (by what was measured so far) and there is space; a full disk is no error. Where a
-// checkpoint is loaded, it goes on at the batch behind it, and the model runs again in every pass, as the activations of the batches
-// before are gone.
-// Errors: those of ModelRunner, CalibrationData and the consumers (with the tap's layer); TENSOR_INVALID: a tensor that is
-// neither float32 nor float16.
+// checkpoint is loaded, it goes on at the batch behind it, and the model runs again in every pass, as the activations of the
+// batches before are gone. Errors: those of ModelRunner, CalibrationData and the consumers (with the tap's layer);
+// TENSOR_INVALID: a tensor that is neither float32 nor float16.
 absl::StatusOr<CollectSummary> CollectActivations(const ModelRunner& runner, CalibrationData& data, absl::Span<const Tap> taps,
                                                   absl::Span<ActivationConsumer* const> consumers, const CollectOptions& options);
 

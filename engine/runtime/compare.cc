@@ -117,9 +117,8 @@ int64_t Load(const StageCheckpoint& checkpoint, int64_t batches, std::vector<Err
     return 0;
   }
   std::transform(state->tensors().begin(), state->tensors().end(), errors.begin(), ErrorSums::Load);
-  std::transform(state->saturations().begin(), state->saturations().end(), saturations.begin(), [](const auto& saved) {
-    return Saturation{.count = saved.count(), .outside = saved.outside()};
-  });
+  std::transform(state->saturations().begin(), state->saturations().end(), saturations.begin(),
+                 [](const auto& saved) { return Saturation{.count = saved.count(), .outside = saved.outside()}; });
   checkpoint.log(absl::StrCat("resumed ", checkpoint.key, " after batch ", state->batches(), " of ", batches,
                               " from an earlier attempt's checkpoint"));
   return state->batches();
@@ -150,7 +149,8 @@ absl::StatusOr<Comparison> Compare(const ModelRunner& reference, const ModelRunn
     }
     absl::StatusOr<RunResult> expected;
     absl::StatusOr<RunResult> actual;
-    ParallelFor(options.threads, 2, [&](uint64_t i) { (i == 0 ? expected : actual) = (i == 0 ? reference : candidate).Run(batch); });
+    ParallelFor(options.threads, 2,
+                [&](uint64_t i) { (i == 0 ? expected : actual) = (i == 0 ? reference : candidate).Run(batch); });
     MP_RETURN_IF_ERROR(expected.status());
     MP_RETURN_IF_ERROR(actual.status());
     if (expected->tensors.size() != pair_count + bounds.size() || actual->tensors.size() < pair_count) {

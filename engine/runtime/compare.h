@@ -39,14 +39,15 @@ struct Comparison {
 struct CompareOptions {
   int64_t max_batches = 1;
   int threads = 1;
-  StageCheckpoint checkpoint = {};  // the sums so far, after every batch
+  StageCheckpoint checkpoint = {};                                   // the sums so far, after every batch
   std::function<void(uint64_t done, uint64_t total)> progress = {};  // batches
 };
 
 // Runs both on the first `max_batches` batches; their inputs are the same, in the same order. Tensor i of the reference is
 // compared with tensor i of the candidate for i < pairs; the reference's tensors from `pairs` on are checked against
-// bounds[i - pairs]. Sums in float64, in an order that does not depend on the number of threads. Errors: those of ModelRunner and CalibrationData; TENSOR_INVALID: a tensor that
-// is neither float32 nor float16; INTERNAL_ERROR: tensors of other numbers or sizes.
+// bounds[i - pairs]. Sums in float64, in an order that does not depend on the number of threads. Errors: those of ModelRunner and
+// CalibrationData; TENSOR_INVALID: a tensor that is neither float32 nor float16; INTERNAL_ERROR: tensors of other numbers or
+// sizes.
 absl::StatusOr<Comparison> Compare(const ModelRunner& reference, const ModelRunner& candidate, int pairs,
                                    absl::Span<const SaturationBounds> bounds, CalibrationData& data,
                                    const CompareOptions& options);

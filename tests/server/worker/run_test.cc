@@ -166,6 +166,8 @@ class RunTest : public testing::Test {
     v1::QuantizeModelRequest request;
     request.set_workspace("workspaces/w");
     request.set_config_file("c.json");
+    request.set_modified_onnx_file("x_modified_model.onnx");
+    request.set_record_file("x_record.txt");
     request.set_model("m.onnx");
     request.mutable_calibration_data()->set_path("d.npy");
     request.set_save_path("x");
