@@ -1144,7 +1144,7 @@ class AsyncClient:
         return await self._save_locally(message, model, save_path, files)
 
     async def _configure_locally(
-        self, method: str, message: Any, config_file: LocalPath, model: LocalPath, parameters: Mapping[str, Any]
+        self, message: Any, config_file: LocalPath, model: LocalPath, parameters: Mapping[str, Any]
     ) -> SavedConfig:
         """A call that makes a configuration of a model."""
         names = dict(parameters)
@@ -1187,7 +1187,7 @@ class AsyncClient:
         )
 
     async def _save_locally(
-        self, method: str, message: Any, model: LocalPath, save_path: str, parameters: Mapping[str, Any]
+        self, message: Any, model: LocalPath, save_path: str, parameters: Mapping[str, Any]
     ) -> SavedModels:
         """A save call of retraining, with the files that are given."""
         names = dict(parameters)
