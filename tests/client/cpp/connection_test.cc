@@ -234,7 +234,7 @@ class ConnectionCliTest : public ConnectionTest {
 };
 
 TEST_F(ConnectionCliTest, FlagsInBothSpellings) {
-  for (const std::string& dash : {"-", "_"}) {
+  for (const char* dash : {"-", "_"}) {
     EXPECT_EQ(Run({"workspace", "list", absl::StrCat("--target=", server_.target()), "--tls",
                    absl::StrCat("--tls", dash, "ca=", Certificate("root.pem")),
                    absl::StrCat("--tls", dash, "cert=", Certificate("client.pem")),

@@ -48,7 +48,7 @@ def abort(context: Any, error: status_pb2.Status) -> None:
     context.abort(code, error.message)
 
 
-class MetadataLog(grpc.ServerInterceptor):  # type: ignore[misc]
+class MetadataLog(grpc.ServerInterceptor):
     """Keeps the metadata of every call: (method, metadata)."""
 
     def __init__(self) -> None:

@@ -105,9 +105,9 @@ def test_a_client_certificate(mutual_server: ProtocolServer, certificates: Certi
     own: dict[str, Any] = {"tls_cert": certificates.client, "tls_key": certificates.client_key}
     with Client(mutual_server.target, tls_ca=root, **own) as client:
         assert client.list_workspaces() == []
-    for one in own:
+    for half in own.items():
         with pytest.raises(ValueError, match="go together"):
-            Client(mutual_server.target, tls_ca=root, **{one: own[one]})
+            Client(mutual_server.target, tls_ca=root, **dict([half]))
 
 
 def test_the_environment_decides_where_no_argument_does(
@@ -248,9 +248,7 @@ def test_credentials_of_ones_own(tls_server: ProtocolServer, certificates: Certi
         assert client.list_workspaces() == []
 
 
-def test_sessions_of_modelpress_torch(
-    tls_server: ProtocolServer, certificates: Certificates, tmp_path: Path
-) -> None:
+def test_sessions_of_modelpress_torch(tls_server: ProtocolServer, certificates: Certificates, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("secret")
     model = tmp_path / "m.onnx"

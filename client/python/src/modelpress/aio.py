@@ -4,7 +4,6 @@ Names: a workspace is "workspaces/{id}", a file "workspaces/{id}/files/{path}", 
 """
 
 import logging
-import os
 import tempfile
 import time
 import uuid
