@@ -98,9 +98,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(Options options) {
 }
 
 Client::Client(Options options)
-    : options_(std::move(options)), identity_(options_.connection, IsLoopback(options_.target), [] {
-        return absl::Uniform<uint64_t>(absl::BitGen());
-      }) {
+    : options_(std::move(options)),
+      identity_(options_.connection, IsLoopback(options_.target), [] { return absl::Uniform<uint64_t>(absl::BitGen()); }) {
   grpc::ChannelArguments arguments;
   arguments.SetServiceConfigJSON(kServiceConfig);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 1);
@@ -121,9 +120,10 @@ absl::Status Client::Connected() {
   if (channel_->WaitForConnected(absl::ToChronoTime(absl::Now() + options_.connect_timeout))) {
     return absl::OkStatus();
   }
-  return absl::UnavailableError(absl::StrCat("no modelpress server answers at ", options_.target,
-                                             "; check the address (--target, MODELPRESS_TARGET), that the server runs, and that "
-                                             "both sides use TLS and trust each other's certificates (--tls, --tls-ca), or neither"));
+  return absl::UnavailableError(
+      absl::StrCat("no modelpress server answers at ", options_.target,
+                   "; check the address (--target, MODELPRESS_TARGET), that the server runs, and that "
+                   "both sides use TLS and trust each other's certificates (--tls, --tls-ca), or neither"));
 }
 
 template <typename Stub, typename Request, typename Response>

@@ -19,9 +19,9 @@ bool IsLoopback(const std::string& target);
 
 // Files are PEM.
 struct ConnectionOptions {
-  bool tls = false;             // also to this machine; other targets, and any of the next four, mean TLS anyway
-  std::string tls_ca;           // roots to trust instead of the system's
-  std::string tls_cert;         // the client's certificate chain and its key (mTLS): both or none
+  bool tls = false;      // also to this machine; other targets, and any of the next four, mean TLS anyway
+  std::string tls_ca;    // roots to trust instead of the system's
+  std::string tls_cert;  // the client's certificate chain and its key (mTLS): both or none
   std::string tls_key;
   std::string tls_server_name;  // what the server's certificate is made for; empty: the target's host
   // A bearer token, and what surrounds it in white space. Read anew for every call, so that a new one is taken up.
@@ -50,8 +50,8 @@ class CallIdentity {
   std::string trace_;
 };
 
-// Plaintext for a loopback target without any wish for TLS, else TLS. INVALID_ARGUMENT: a certificate without its key or the other
-// way round; the errors of reading the files.
+// Plaintext for a loopback target without any wish for TLS, else TLS. INVALID_ARGUMENT: a certificate without its key or the
+// other way round; the errors of reading the files.
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(const std::string& target,
                                                                           const ConnectionOptions& options);
 

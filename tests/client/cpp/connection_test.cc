@@ -116,8 +116,8 @@ TEST_F(ConnectionTest, MutualTls) {
   auto without = Connect(target, {.tls_ca = root}, absl::Milliseconds(700));
   // With TLS 1.3 a client may take itself for connected before the server has refused it.
   EXPECT_FALSE(without.ok() && (*without)->ListWorkspaces().ok());
-  for (const ConnectionOptions& half : {ConnectionOptions{.tls_cert = Certificate("client.pem")},
-                                        ConnectionOptions{.tls_key = Certificate("client.key")}}) {
+  for (const ConnectionOptions& half :
+       {ConnectionOptions{.tls_cert = Certificate("client.pem")}, ConnectionOptions{.tls_key = Certificate("client.key")}}) {
     const absl::Status status = Connect(target, half).status();
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("go together"));

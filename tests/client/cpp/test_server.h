@@ -48,7 +48,7 @@ class TestServer {
     std::map<std::string, bool> workspaces;
     std::map<std::string, google::longrunning::Operation> operations;
     // What was seen.
-    std::map<std::string, int> calls;  // method -> number
+    std::map<std::string, int> calls;                                                       // method -> number
     std::vector<std::pair<std::string, std::multimap<std::string, std::string>>> metadata;  // of every call: method, what came
     uint64_t bytes_received = 0;
     std::vector<v1::SaveModelRequest> save_requests;
