@@ -1,6 +1,7 @@
 #include "client/cpp/cli.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -11,6 +12,7 @@
 #include <utility>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -22,6 +24,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "client/cpp/client.h"
+#include "client/cpp/connection.h"
 #include "client/cpp/exit_code.h"
 #include "client/cpp/local_calls.h"
 #include "client/cpp/local_path.h"
@@ -162,6 +165,7 @@ class Cli {
     app_.fallthrough();
     app_.footer(absl::StrCat(kExitCodeHelp, "\nAll commands: docs/cli.md"));
     app_.add_option("--target", target_, "address of the server, HOST:PORT")->envname("MODELPRESS_TARGET")->capture_default_str();
+    AddConnectionOptions();
     app_.add_option("--output", output_, "text, or json: one object on stdout, also for errors")
         ->check(CLI::IsMember({"text", "json"}))
         ->capture_default_str();
@@ -233,6 +237,20 @@ class Cli {
     });
     AddCallOptions(*command);
     return command;
+  }
+
+  // How to reach a server that wants to know who calls.
+  void AddConnectionOptions() {
+    auto add = [this](const std::string& name, std::string& value, const std::string& help) {
+      app_.add_option(Spellings(name), value, help)->envname(absl::StrCat("MODELPRESS_", absl::AsciiStrToUpper(name)));
+    };
+    app_.add_flag("--tls", connection_.tls, "TLS also to this machine; to others it is always used")->envname("MODELPRESS_TLS");
+    add("tls_ca", connection_.tls_ca, "PEM file of root certificates to trust instead of the system's; implies TLS");
+    add("tls_cert", connection_.tls_cert, "PEM file of the client's certificate chain (mTLS); implies TLS");
+    add("tls_key", connection_.tls_key, "PEM file of its private key");
+    add("tls_server_name", connection_.tls_server_name, "name that the server's certificate is made for; default: the target's");
+    add("token_file", connection_.token_file, "file with a bearer token, read anew for every call");
+    add("project", connection_.project, "project to act in, for administrators");
   }
 
   void AddPostTrainingCommands() {
@@ -557,6 +575,7 @@ class Cli {
         .add_flag(Spellings("reference_defects"), reference_defects_, "bring back the bytes of the reference where it is wrong")
         ->envname("MODELPRESS_REFERENCE_DEFECTS");
     CLI::Option* validate = command.add_flag(Spellings("validate_only"), validate_only_, "do every check and write no file");
+    command.add_flag(Spellings("no_cache"), no_cache_, "run it even where the server has the result of the same call already");
     command.add_option(Spellings("request_id"), request_id_, "a UUID; the same request with the same id runs only once")
         ->needs(workspace);
     command.add_option(Spellings("execution_timeout"), execution_timeout_, "limit of the operation's run, e.g. 90s or 5m")
@@ -639,6 +658,10 @@ class Cli {
   absl::Status WithClient(const std::function<absl::Status(Client&)>& action) const {
     Client::Options options;
     options.target = target_;
+    options.connection = connection_;
+    if (const char* traceparent = std::getenv("TRACEPARENT"); traceparent != nullptr) {
+      options.connection.traceparent = traceparent;
+    }
     MPC_ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Connect(std::move(options)));
     return action(*client);
   }
@@ -651,6 +674,7 @@ class Cli {
     options.call.set_request_id(request_id_);
     options.call.set_validate_only(validate_only_);
     options.call.set_reference_defects(reference_defects_);
+    options.call.set_no_cache(no_cache_);
     if (!execution_timeout_.empty()) {
       absl::Duration timeout = ToDuration(execution_timeout_);
       options.call.mutable_execution_timeout()->set_seconds(absl::ToInt64Seconds(timeout));
@@ -853,6 +877,7 @@ class Cli {
   std::function<absl::Status()> action_;
 
   std::string target_ = "localhost:50051";
+  ConnectionOptions connection_;
   std::string output_ = "text";
   bool quiet_ = false;
   v1::CreateQuantConfigRequest create_config_;
@@ -877,6 +902,7 @@ class Cli {
   bool reference_defects_ = false;
   bool validate_only_ = false;
   bool no_wait_ = false;
+  bool no_cache_ = false;
   std::string request_id_;
   std::string execution_timeout_;
   std::string wait_timeout_;

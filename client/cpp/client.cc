@@ -5,11 +5,9 @@
 #include <utility>
 
 #include "absl/random/random.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
-#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "client/cpp/call_guard.h"
 #include "client/cpp/sha256.h"
@@ -80,31 +78,13 @@ std::string NewUuid() {
                          (low >> 48 & 0x3FFF) | 0x8000, low & 0xFFFFFFFFFFFF);
 }
 
-bool IsLoopback(const std::string& target) {
-  absl::string_view host = target;
-  if (absl::StartsWith(host, "unix:") || absl::StartsWith(host, "unix-abstract:")) {
-    return true;
-  }
-  for (absl::string_view scheme : {"dns:///", "dns:", "ipv4:", "ipv6:"}) {
-    if (absl::ConsumePrefix(&host, scheme)) {
-      break;
-    }
-  }
-  if (absl::ConsumePrefix(&host, "[")) {
-    return host.substr(0, host.find(']')) == "::1";
-  }
-  host = host.substr(0, host.find(':'));
-  return host == "localhost" || absl::StartsWith(host, "127.");
-}
-
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(Options options) {
   if (options.target.empty()) {
     return LocalError(absl::StatusCode::kInvalidArgument, v1::REQUEST_INVALID,
                       "the target is empty; give the server's address as HOST:PORT");
   }
   if (options.credentials == nullptr) {
-    options.credentials =
-        IsLoopback(options.target) ? grpc::InsecureChannelCredentials() : grpc::SslCredentials(grpc::SslCredentialsOptions());
+    MPC_ASSIGN_OR_RETURN(options.credentials, MakeCredentials(options.target, options.connection));
   }
   if (!options.random) {
     options.random = [] { return absl::Uniform(absl::BitGen(), 0.0, 1.0); };
@@ -117,7 +97,9 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(Options options) {
   return client;
 }
 
-Client::Client(Options options) : options_(std::move(options)) {
+Client::Client(Options options)
+    : options_(std::move(options)),
+      identity_(options_.connection, IsLoopback(options_.target), [] { return absl::Uniform<uint64_t>(absl::BitGen()); }) {
   grpc::ChannelArguments arguments;
   arguments.SetServiceConfigJSON(kServiceConfig);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 1);
@@ -125,6 +107,9 @@ Client::Client(Options options) : options_(std::move(options)) {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, static_cast<int>(absl::ToInt64Milliseconds(options_.retry.max_backoff)));
   // Its own connection, so that one client's trouble is not another one's.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  if (!options_.connection.tls_server_name.empty()) {
+    arguments.SetSslTargetNameOverride(options_.connection.tls_server_name);
+  }
   channel_ = grpc::CreateCustomChannel(options_.target, options_.credentials, arguments);
   workspaces_ = v1::Workspaces::NewStub(channel_);
   compression_ = v1::Compression::NewStub(channel_);
@@ -135,8 +120,10 @@ absl::Status Client::Connected() {
   if (channel_->WaitForConnected(absl::ToChronoTime(absl::Now() + options_.connect_timeout))) {
     return absl::OkStatus();
   }
-  return absl::UnavailableError(absl::StrCat("no modelpress server answers at ", options_.target,
-                                             "; check the address (--target, MODELPRESS_TARGET) and that the server runs"));
+  return absl::UnavailableError(
+      absl::StrCat("no modelpress server answers at ", options_.target,
+                   "; check the address (--target, MODELPRESS_TARGET), that the server runs, and that "
+                   "both sides use TLS and trust each other's certificates (--tls, --tls-ca), or neither"));
 }
 
 template <typename Stub, typename Request, typename Response>
@@ -144,6 +131,7 @@ absl::StatusOr<Response> Client::Call(Stub& stub, grpc::Status (Stub::*method)(g
                                       const Request& request, const std::stop_token& stop, absl::Duration extra_time) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + options_.call_timeout + extra_time));
+  MPC_RETURN_IF_ERROR(identity_.Prepare(context));
   StopGuard guard(context, stop);
   Response response;
   absl::Status status = guard.Explain(FromGrpc((stub.*method)(&context, request, &response)));
@@ -272,6 +260,7 @@ absl::StatusOr<v1::Upload> Client::Upload(const std::string& local_path, const s
 
 absl::Status Client::SendBytes(const InputFile& file, v1::Upload& upload, const TransferOptions& options) {
   grpc::ClientContext context;
+  MPC_RETURN_IF_ERROR(identity_.Prepare(context));
   StopGuard stop_guard(context, options.stop);
   IdleGuard idle_guard(context, options_.idle_timeout);
   v1::Upload answer;
@@ -350,6 +339,7 @@ absl::StatusOr<v1::File> Client::Download(const std::string& name, const std::st
 
 absl::Status Client::ReceiveBytes(Reception& reception, const TransferOptions& options) {
   grpc::ClientContext context;
+  MPC_RETURN_IF_ERROR(identity_.Prepare(context));
   StopGuard stop_guard(context, options.stop);
   IdleGuard idle_guard(context, options_.idle_timeout);
   reception.request.set_offset(reception.received);

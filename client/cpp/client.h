@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/cpp/connection.h"
 #include "client/cpp/local_file.h"
 #include "client/cpp/retry.h"
 #include "client/cpp/status.h"
@@ -28,9 +29,6 @@ namespace modelpress::client {
 
 // A random UUID of version 4, as the service takes them for request_id.
 std::string NewUuid();
-
-// Whether the host of a gRPC target is this machine, so that plaintext is safe.
-bool IsLoopback(const std::string& target);
 
 struct TransferOptions {
   // Bytes there and bytes in all; begins at the committed size where a transfer goes on.
@@ -49,7 +47,8 @@ class Client {
  public:
   struct Options {
     std::string target = "localhost:50051";
-    // Unset: plaintext for a loopback target, else TLS with the system's root certificates.
+    ConnectionOptions connection = {};
+    // Unset: as `connection` says, by default plaintext for a loopback target, else TLS with the system's root certificates.
     std::shared_ptr<grpc::ChannelCredentials> credentials = {};
     absl::Duration connect_timeout = absl::Seconds(5);
     absl::Duration call_timeout = absl::Seconds(30);   // of a unary call with its retries
@@ -127,6 +126,7 @@ class Client {
   static absl::Status Pause(const absl::Status& failure, Backoff& backoff, const std::stop_token& stop);
 
   Options options_;
+  CallIdentity identity_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::Workspaces::StubInterface> workspaces_;
   std::unique_ptr<v1::Compression::StubInterface> compression_;

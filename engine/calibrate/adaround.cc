@@ -46,10 +46,19 @@ absl::Status CheckFinite(absl::string_view what, absl::Span<const float> values)
   return it == values.end() ? absl::OkStatus() : NotFinite(what, it - values.begin());
 }
 
+float ScaleAt(const ChannelMap& channels, absl::Span<const float> scales, size_t i) {
+  return scales[scales.size() == 1 ? 0 : channels.ChannelOf(i)];
+}
+
+// `h`: 0 rounds down, 1 up.
+float RoundedWeight(float weight, float scale, float h) {
+  return std::clamp(std::floor(weight / scale) + h, kLowest, kHighest) * scale;
+}
+
 // The weights of a layer as functions of one alpha each.
-class RoundedWeight {
+class LearntWeights {
  public:
-  explicit RoundedWeight(const AdaRoundInput& input)
+  explicit LearntWeights(const AdaRoundInput& input)
       : weight_(input.weight),
         channels_(input.channels),
         scales_(input.scales),
@@ -74,7 +83,7 @@ class RoundedWeight {
       for (size_t i = begin; i < end; ++i) {
         const float scale = ScaleOf(i);
         const float h = std::clamp(Sigmoid(alpha_[i]) * kStretch - kMargin, 0.0f, 1.0f);
-        out[i] = std::clamp(std::floor(weight_[i] / scale) + (soft ? h : (h >= 0.5f ? 1.0f : 0.0f)), kLowest, kHighest) * scale;
+        out[i] = RoundedWeight(weight_[i], scale, soft ? h : (h >= 0.5f ? 1.0f : 0.0f));
       }
     });
   }
@@ -94,7 +103,7 @@ class RoundedWeight {
   absl::Status CheckAlphas() const { return CheckFinite("what was learnt for weight", alpha_); }
 
  private:
-  float ScaleOf(size_t i) const { return scales_[scales_.size() == 1 ? 0 : channels_.ChannelOf(i)]; }
+  float ScaleOf(size_t i) const { return ScaleAt(channels_, scales_, i); }
 
   float AlphaGradient(size_t i, float weight_gradient, float regularization, float beta) const {
     const float sigmoid = Sigmoid(alpha_[i]);
@@ -127,7 +136,7 @@ class RoundedWeight {
   Adam adam_{weight_.size()};
 };
 
-absl::Status Learn(const AdaRoundInput& input, const WeightConfig& config, RoundedWeight& rounded, absl::Span<float> weights) {
+absl::Status Learn(const AdaRoundInput& input, const WeightConfig& config, LearntWeights& rounded, absl::Span<float> weights) {
   MP_RETURN_IF_ERROR(CheckFinite("input value", input.samples.input));
   MP_RETURN_IF_ERROR(CheckFinite("target value", input.samples.target));
   MP_ASSIGN_OR_RETURN(LayerError error, LayerError::Create(input.op, input.activation, input.samples, input.threads));
@@ -172,7 +181,7 @@ absl::StatusOr<std::vector<float>> AdaRound(const AdaRoundInput& input, const We
                                                       input.channels.elements, " elements and ", input.scales.size(), " scales"));
   }
   MP_RETURN_IF_ERROR(CheckFinite("scale", input.scales));
-  RoundedWeight rounded(input);
+  LearntWeights rounded(input);
   MP_RETURN_IF_ERROR(rounded.Start());
   std::vector<float> weights(input.weight.size());
   if (config.num_iteration > 0) {
@@ -180,6 +189,25 @@ absl::StatusOr<std::vector<float>> AdaRound(const AdaRoundInput& input, const We
     MP_RETURN_IF_ERROR(rounded.CheckAlphas());
   }
   rounded.Weights(soft_weights, absl::MakeSpan(weights));
+  return weights;
+}
+
+std::string RoundedUp(const AdaRoundInput& input, absl::Span<const float> rounded) {
+  std::string bits((rounded.size() + 7) / 8, '\0');
+  for (size_t i = 0; i < rounded.size(); ++i) {
+    if (rounded[i] != RoundedWeight(input.weight[i], ScaleAt(input.channels, input.scales, i), 0)) {
+      bits[i / 8] = static_cast<char>(bits[i / 8] | 1 << i % 8);
+    }
+  }
+  return bits;
+}
+
+std::vector<float> RoundedWeights(const AdaRoundInput& input, const std::string& rounded_up) {
+  std::vector<float> weights(input.weight.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    weights[i] = RoundedWeight(input.weight[i], ScaleAt(input.channels, input.scales, i),
+                               static_cast<float>(rounded_up[i / 8] >> i % 8 & 1));
+  }
   return weights;
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -40,6 +41,11 @@ struct AdaRoundInput {
 // CALIBRATION_FAILED: a weight, scale, input or target is not finite, or the error is not. INTERNAL_ERROR: shapes that contradict
 // each other.
 absl::StatusOr<std::vector<float>> AdaRound(const AdaRoundInput& input, const WeightConfig& config, bool soft_weights);
+
+// Which weights AdaRound has rounded up, from what it returned without soft weights: a bit each, the first one in the lowest bit.
+std::string RoundedUp(const AdaRoundInput& input, absl::Span<const float> rounded);
+// What AdaRound returned, from that. There are input.weight.size() bits.
+std::vector<float> RoundedWeights(const AdaRoundInput& input, const std::string& rounded_up);
 
 }  // namespace modelpress::engine
 

@@ -75,6 +75,10 @@ class MergingHistogram {
   float maximum() const { return maximum_; }
   const std::vector<int64_t>& counts() const { return counts_; }
 
+  void Save(state::Hfmg& state) const;
+  // False: of another number of bins.
+  bool Load(const state::Hfmg& state);
+
  private:
   void MergeOld(const std::vector<int64_t>& old, float old_minimum, float old_maximum);
 

@@ -126,6 +126,25 @@ class HfmgEstimator final : public RangeEstimator {
     return statistics;
   }
 
+  state::RangeEstimator Save() const override {
+    state::RangeEstimator state;
+    state::Hfmg& hfmg = *state.mutable_hfmg();
+    histogram_.Save(hfmg);
+    hfmg.set_is_done(is_done_);
+    hfmg.set_scale(factors_.scale);
+    hfmg.set_offset(factors_.offset);
+    return state;
+  }
+
+  bool Load(const state::RangeEstimator& state) override {
+    if (!state.has_hfmg() || !histogram_.Load(state.hfmg())) {
+      return false;
+    }
+    is_done_ = state.hfmg().is_done();
+    factors_ = {.scale = state.hfmg().scale(), .offset = state.hfmg().offset()};
+    return true;
+  }
+
  private:
   const ActivationConfig config_;
   MergingHistogram histogram_;
@@ -186,6 +205,24 @@ absl::Status MergingHistogram::Add(absl::Span<const absl::Span<const float>> bat
   }
   total_ += blocks.values();
   return absl::OkStatus();
+}
+
+void MergingHistogram::Save(state::Hfmg& state) const {
+  state.mutable_counts()->Assign(counts_.begin(), counts_.end());
+  state.set_total(total_);
+  state.set_minimum(minimum_);
+  state.set_maximum(maximum_);
+}
+
+bool MergingHistogram::Load(const state::Hfmg& state) {
+  if (state.counts_size() != static_cast<int>(counts_.size())) {
+    return false;
+  }
+  std::copy(state.counts().begin(), state.counts().end(), counts_.begin());
+  total_ = state.total();
+  minimum_ = state.minimum();
+  maximum_ = state.maximum();
+  return true;
 }
 
 void MergingHistogram::MergeOld(const std::vector<int64_t>& old, float old_minimum, float old_maximum) {

@@ -63,6 +63,15 @@ class GreatestValues {
     return *at;
   }
 
+  void Save(state::Ifmr::GreatestValues& state) const {
+    state.mutable_values()->Assign(values_.begin(), values_.end());
+    state.set_threshold(threshold_);
+  }
+  void Load(const state::Ifmr::GreatestValues& state) {
+    values_.assign(state.values().begin(), state.values().end());
+    threshold_ = state.threshold();
+  }
+
  private:
   void Shrink() {
     const auto last = values_.begin() + kCount - 1;
@@ -123,6 +132,48 @@ struct Quantile {
 };
 
 using LowCounts = std::array<uint64_t, ValueHistogram::kValuesPerBucket>;
+
+void Save(const Quantile& quantile, state::Ifmr::Quantile& state) {
+  state.set_known(quantile.known);
+  state.set_value(quantile.value);
+  state.set_bucket(quantile.bucket);
+  state.set_rank(quantile.rank);
+}
+
+Quantile Load(const state::Ifmr::Quantile& state) {
+  return {.known = state.known(), .value = state.value(), .bucket = state.bucket(), .rank = state.rank()};
+}
+
+void Save(absl::Span<const ValueHistogram::Bucket> buckets, state::Ifmr::Histogram& state) {
+  state.mutable_skipped()->Reserve(static_cast<int>(buckets.size()));
+  state.mutable_counts()->Reserve(static_cast<int>(buckets.size()));
+  state.mutable_low_sums()->Reserve(static_cast<int>(buckets.size()));
+  uint32_t next = 0;
+  for (const ValueHistogram::Bucket& bucket : buckets) {
+    state.add_skipped(bucket.id - next);
+    state.add_counts(bucket.count);
+    state.add_low_sums(bucket.low_sum);
+    next = bucket.id + 1;
+  }
+}
+
+// None: no histogram.
+std::optional<std::vector<ValueHistogram::Bucket>> Load(const state::Ifmr::Histogram& state) {
+  if (state.counts_size() != state.skipped_size() || state.low_sums_size() != state.skipped_size()) {
+    return std::nullopt;
+  }
+  std::vector<ValueHistogram::Bucket> buckets;
+  buckets.reserve(state.skipped_size());
+  uint64_t id = 0;
+  for (int i = 0; i < state.skipped_size(); ++i, ++id) {
+    id += state.skipped(i);
+    if (id >= ValueHistogram::kBuckets) {
+      return std::nullopt;
+    }
+    buckets.push_back(ValueHistogram::MakeBucket(static_cast<uint32_t>(id), state.counts(i), state.low_sums(i)));
+  }
+  return buckets;
+}
 
 // Rank of the percentile's value from the end.
 uint64_t RankOf(double percentile, uint64_t count) {
@@ -345,8 +396,147 @@ class IfmrEstimator final : public RangeEstimator {
     return statistics;
   }
 
+  state::RangeEstimator Save() const override {
+    state::RangeEstimator state;
+    state::Ifmr& ifmr = *state.mutable_ifmr();
+    ifmr.set_pass(static_cast<int>(pass_));
+    ifmr.set_passed(passed_);
+    ifmr.set_count(count_);
+    ifmr.set_minimum(minimum_);
+    ifmr.set_maximum(maximum_);
+    engine::Save(low_, *ifmr.mutable_low());
+    engine::Save(high_, *ifmr.mutable_high());
+    switch (pass_) {
+      case Pass::kCollect:
+        SaveCollectors(ifmr);
+        break;
+      case Pass::kQuantiles:
+        engine::Save(buckets_, *ifmr.mutable_nonzero());
+        for (const LowCounts& counts : low_counts_) {
+          ifmr.mutable_low_counts()->Add(counts.begin(), counts.end());
+        }
+        break;
+      case Pass::kLosses:
+        ifmr.mutable_searched()->Add(searched_.begin(), searched_.end());
+        ifmr.mutable_losses()->Add(losses_.begin(), losses_.end());
+        break;
+      case Pass::kNone:
+        ifmr.set_best(static_cast<uint32_t>(best_));
+        break;
+    }
+    return state;
+  }
+
+  bool Load(const state::RangeEstimator& state) override {
+    if (!state.has_ifmr()) {
+      return false;
+    }
+    IfmrEstimator loaded(config_, options_);
+    if (!loaded.LoadFresh(state.ifmr())) {
+      return false;
+    }
+    *this = std::move(loaded);
+    return true;
+  }
+
  private:
   enum class Pass { kCollect, kQuantiles, kLosses, kNone };
+
+  // The histogram does not tell which collector counted a value, the ends do.
+  void SaveCollectors(state::Ifmr& ifmr) const {
+    std::vector<const ValueHistogram*> others;
+    others.reserve(collectors_.size());
+    for (const Collector& collector : collectors_) {
+      state::Ifmr::Collector& saved = *ifmr.add_collectors();
+      saved.set_minimum(collector.minimum);
+      saved.set_maximum(collector.maximum);
+      collector.greatest.Save(*saved.mutable_greatest());
+      collector.smallest.Save(*saved.mutable_smallest());
+      if (&collector != &collectors_.front()) {
+        others.push_back(&collector.nonzero);
+      }
+    }
+    engine::Save(collectors_.front().nonzero.Buckets(others), *ifmr.mutable_nonzero());
+  }
+
+  // Load into an estimator that has seen nothing; of no use where it fails.
+  bool LoadFresh(const state::Ifmr& ifmr) {
+    passed_ = ifmr.passed();
+    count_ = ifmr.count();
+    minimum_ = ifmr.minimum();
+    maximum_ = ifmr.maximum();
+    low_ = engine::Load(ifmr.low());
+    high_ = engine::Load(ifmr.high());
+    std::optional<std::vector<ValueHistogram::Bucket>> buckets = engine::Load(ifmr.nonzero());
+    if (!buckets.has_value()) {
+      return false;
+    }
+    switch (ifmr.pass()) {
+      case static_cast<int>(Pass::kCollect):
+        pass_ = Pass::kCollect;
+        return LoadCollectors(ifmr, *buckets);
+      case static_cast<int>(Pass::kQuantiles):
+        pass_ = Pass::kQuantiles;
+        buckets_ = *std::move(buckets);
+        if (ifmr.low_counts_size() != 2 * static_cast<int>(ValueHistogram::kValuesPerBucket)) {
+          return false;
+        }
+        std::copy_n(ifmr.low_counts().begin(), ValueHistogram::kValuesPerBucket, low_counts_[0].begin());
+        std::copy_n(ifmr.low_counts().begin() + ValueHistogram::kValuesPerBucket, ValueHistogram::kValuesPerBucket,
+                    low_counts_[1].begin());
+        return true;
+      case static_cast<int>(Pass::kLosses):
+        pass_ = Pass::kLosses;
+        return LoadCandidates() && LoadLosses(ifmr);
+      case static_cast<int>(Pass::kNone):
+        pass_ = Pass::kNone;
+        best_ = ifmr.best();
+        return LoadCandidates() && best_ < candidates_.size();
+      default:
+        return false;
+    }
+  }
+
+  bool LoadCollectors(const state::Ifmr& ifmr, absl::Span<const ValueHistogram::Bucket> buckets) {
+    if (ifmr.collectors().empty()) {
+      return false;
+    }
+    collectors_.resize(ifmr.collectors_size());
+    for (int i = 0; i < ifmr.collectors_size(); ++i) {
+      const state::Ifmr::Collector& saved = ifmr.collectors(i);
+      collectors_[i].minimum = saved.minimum();
+      collectors_[i].maximum = saved.maximum();
+      collectors_[i].greatest.Load(saved.greatest());
+      collectors_[i].smallest.Load(saved.smallest());
+    }
+    collectors_.front().nonzero.Add(buckets);
+    return true;
+  }
+
+  bool LoadCandidates() {
+    absl::StatusOr<std::vector<ClipCandidate>> candidates = ClipCandidates(config_, low_.value, high_.value);
+    if (!candidates.ok()) {
+      return false;
+    }
+    candidates_ = *std::move(candidates);
+    return true;
+  }
+
+  bool LoadLosses(const state::Ifmr& ifmr) {
+    if (ifmr.searched().empty() || ifmr.losses_size() != ifmr.searched_size()) {
+      return false;
+    }
+    search_candidates_.reserve(ifmr.searched_size());
+    for (const uint32_t i : ifmr.searched()) {
+      if (i >= candidates_.size()) {
+        return false;
+      }
+      searched_.push_back(i);
+      search_candidates_.push_back(candidates_[i]);
+    }
+    losses_.assign(ifmr.losses().begin(), ifmr.losses().end());
+    return true;
+  }
 
   absl::Status Collect(const Blocks& blocks, int threads) {
     const uint64_t shards = UsefulThreads(threads, blocks.values());
@@ -557,8 +747,8 @@ class IfmrEstimator final : public RangeEstimator {
                     searched_.end());
   }
 
-  const ActivationConfig config_;
-  const IfmrOptions options_;
+  ActivationConfig config_;
+  IfmrOptions options_;
   Pass pass_ = Pass::kCollect;
   uint64_t passed_ = 0;  // values of this pass
   int threads_ = 1;

@@ -57,6 +57,9 @@ class OutputConsumer final : public ActivationConsumer {
     return absl::OkStatus();
   }
 
+  std::string Save() const override { return SaveEstimators(estimators_); }
+  bool Load(absl::string_view state) override { return LoadEstimators(state, estimators_); }
+
   const std::vector<std::unique_ptr<RangeEstimator>>& estimators() const { return estimators_; }
 
  private:
@@ -129,6 +132,7 @@ absl::StatusOr<CollectSummary> CalibrateKvCache(const Graph& graph, const KvCach
   collect.scratch_folder = options.scratch_folder;
   collect.progress = options.progress;
   collect.threads = options.threads;
+  collect.checkpoint = options.checkpoint;
   MP_ASSIGN_OR_RETURN(CollectSummary summary, CollectActivations(*runner, data, taps, consumers, collect));
   for (size_t i = 0; i < owned.size(); ++i) {
     const std::string& name = config.layers[i].name;

@@ -19,6 +19,8 @@ class EstimatorConsumer final : public ActivationConsumer {
   bool wants_pass() const override { return estimator_->wants_pass(); }
   absl::Status Add(absl::Span<const absl::Span<const float>> values) override { return estimator_->Add(values, threads_); }
   absl::Status EndPass() override { return estimator_->EndPass(); }
+  std::string Save() const override { return SaveEstimators({&estimator_, 1}); }
+  bool Load(absl::string_view state) override { return LoadEstimators(state, {&estimator_, 1}); }
   const RangeEstimator& estimator() const { return *estimator_; }
 
  private:
@@ -114,6 +116,7 @@ absl::StatusOr<ActivationStepResult> CalibrateActivations(Graph& graph, const st
   collect.scratch_folder = options.scratch_folder;
   collect.progress = options.progress;
   collect.threads = options.threads;
+  collect.checkpoint = options.checkpoint;
   const std::vector<ActivationConsumer*> consumers = taps.consumers();
   ActivationStepResult result;
   MP_ASSIGN_OR_RETURN(result.summary, CollectActivations(*runner, data, taps.taps(), consumers, collect));

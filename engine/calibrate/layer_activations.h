@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/base/checkpoints.h"
 #include "engine/calibrate/layer_weights.h"
 #include "engine/calibrate/range_estimator.h"
 #include "engine/graph/graph.h"
@@ -23,6 +24,7 @@ struct ActivationStepOptions {
   int threads = 1;
   std::string scratch_folder;
   std::function<void(uint64_t done, uint64_t total)> progress = {};
+  StageCheckpoint checkpoint = {};
 };
 
 struct ActivationStepResult {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/base/checkpoints.h"
 #include "engine/calibrate/layer_weights.h"
 #include "engine/graph/graph.h"
 #include "engine/runtime/calibration_data.h"
@@ -19,6 +20,7 @@ struct LearnRoundingOptions {
   int threads = 1;
   std::string scratch_folder;
   std::function<void(uint64_t done, uint64_t total)> progress = {};  // iterations over all layers
+  StageCheckpoint checkpoint = {};                                   // every layer that was learnt, in a part of its own
 };
 
 // Learns the weights of step.adaround_layers and puts them into `graph`, in graph order: each layer's input comes from the model

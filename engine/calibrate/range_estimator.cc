@@ -66,6 +66,36 @@ class HoldingEstimator final : public RangeEstimator {
   absl::StatusOr<ActivationFactors> Factors() const override { return inner_->Factors(); }
   ActivationStatistics Statistics() const override { return inner_->Statistics(); }
 
+  state::RangeEstimator Save() const override {
+    state::RangeEstimator state;
+    state::Holding& holding = *state.mutable_holding();
+    holding.set_holds(holds_);
+    for (const std::vector<float>& batch : held_) {
+      holding.add_held()->mutable_values()->Assign(batch.begin(), batch.end());
+    }
+    *holding.mutable_inner() = inner_->Save();
+    return state;
+  }
+
+  bool Load(const state::RangeEstimator& state) override {
+    const state::Holding& holding = state.holding();
+    uint64_t values = 0;
+    for (const auto& batch : holding.held()) {
+      values += batch.values_size();
+    }
+    if (!state.has_holding() || values > max_values_ || !inner_->Load(holding.inner())) {
+      return false;
+    }
+    holds_ = holding.holds();
+    held_.clear();
+    held_.reserve(holding.held_size());
+    for (const auto& batch : holding.held()) {
+      held_.emplace_back(batch.values().begin(), batch.values().end());
+    }
+    held_values_ = values;
+    return true;
+  }
+
  private:
   absl::Status Replay(int threads) {
     for (const std::vector<float>& batch : held_) {
@@ -135,6 +165,33 @@ std::unique_ptr<RangeEstimator> HoldSmallInputs(std::unique_ptr<RangeEstimator> 
 std::unique_ptr<RangeEstimator> NewRangeEstimator(const ActivationConfig& config) {
   return config.algorithm == ActivationConfig::Algorithm::kHfmg ? NewHfmgEstimator(config)
                                                                 : HoldSmallInputs(NewIfmrEstimator(config), kMaxHeldValues);
+}
+
+std::string SaveEstimators(absl::Span<const std::unique_ptr<RangeEstimator>> estimators) {
+  state::RangeEstimators state;
+  for (const auto& estimator : estimators) {
+    *state.add_estimators() = estimator->Save();
+  }
+  return state.SerializeAsString();
+}
+
+bool LoadEstimators(absl::string_view bytes, absl::Span<const std::unique_ptr<RangeEstimator>> estimators) {
+  state::RangeEstimators state;
+  if (!state.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())) ||
+      state.estimators_size() != static_cast<int>(estimators.size())) {
+    return false;
+  }
+  for (size_t i = 0; i < estimators.size(); ++i) {
+    state::RangeEstimator before = estimators[i]->Save();
+    if (!estimators[i]->Load(state.estimators(static_cast<int>(i)))) {
+      while (i-- > 0) {
+        estimators[i]->Load(state.estimators(static_cast<int>(i)));
+      }
+      return false;
+    }
+    state.mutable_estimators(static_cast<int>(i))->Swap(&before);
+  }
+  return true;
 }
 
 float Float16Scale(float scale) {

@@ -4,11 +4,14 @@
 #define MODELPRESS_ENGINE_CALIBRATE_RANGE_ESTIMATOR_H_
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "engine/base/checkpoint.pb.h"
 #include "engine/formats/calibration_config.h"
 
 namespace modelpress::engine {
@@ -44,10 +47,19 @@ class RangeEstimator {
   // After the last pass. CALIBRATION_FAILED where no finite scale exists.
   virtual absl::StatusOr<ActivationFactors> Factors() const = 0;
   virtual ActivationStatistics Statistics() const = 0;
+
+  // Between two batches, while there was no error.
+  virtual state::RangeEstimator Save() const = 0;
+  // Makes its state the saved one of an estimator of the same configuration. False, and nothing has happened: it cannot be that.
+  virtual bool Load(const state::RangeEstimator& state) = 0;
 };
 
 // IFMR or HFMG by `config`.
 std::unique_ptr<RangeEstimator> NewRangeEstimator(const ActivationConfig& config);
+
+// The states of a consumer's estimators as bytes. Load: all or none.
+std::string SaveEstimators(absl::Span<const std::unique_ptr<RangeEstimator>> estimators);
+bool LoadEstimators(absl::string_view bytes, absl::Span<const std::unique_ptr<RangeEstimator>> estimators);
 
 // FORCE_FP16_QUANT (ptq.md section 8.3): the scale that float16 hardware computes with.
 float Float16Scale(float scale);

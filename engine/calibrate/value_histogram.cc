@@ -25,6 +25,30 @@ void ValueHistogram::Add(absl::Span<const float> values) {
   }
 }
 
+void ValueHistogram::Add(absl::Span<const Bucket> buckets) {
+  cells_.resize(kPages);
+  for (const Bucket& bucket : buckets) {
+    std::unique_ptr<Page>& page = cells_[bucket.id >> kPageBits];
+    if (page == nullptr) {
+      page = std::make_unique<Page>();
+    }
+    Cell& cell = (*page)[bucket.id & (kPageSize - 1)];
+    cell.count += bucket.count;
+    cell.low_sum += bucket.low_sum;
+  }
+}
+
+ValueHistogram::Bucket ValueHistogram::MakeBucket(uint32_t id, uint64_t count, uint64_t low_sum) {
+  const float first = ValueOf(id << kLowBits);
+  const long double step = static_cast<long double>(ValueOf((id << kLowBits) + 1)) - first;
+  return {.id = id,
+          .first = first,
+          .last = ValueOf((id << kLowBits) + kValuesPerBucket - 1),
+          .count = count,
+          .low_sum = low_sum,
+          .sum = first * static_cast<long double>(count) + step * static_cast<long double>(low_sum)};
+}
+
 void ValueHistogram::Flush(std::vector<std::unique_ptr<Page>>& cells) const {
   cells.resize(kPages);
   for (size_t p = 0; p < pending_.size(); ++p) {
@@ -73,14 +97,7 @@ std::vector<ValueHistogram::Bucket> ValueHistogram::Buckets(absl::Span<const Val
       if (cell.count == 0) {
         continue;
       }
-      const auto id = static_cast<uint32_t>((p << kPageBits) + i);
-      const float first = ValueOf(id << kLowBits);
-      const long double step = static_cast<long double>(ValueOf((id << kLowBits) + 1)) - first;
-      buckets.push_back({.id = id,
-                         .first = first,
-                         .last = ValueOf((id << kLowBits) + kValuesPerBucket - 1),
-                         .count = cell.count,
-                         .sum = first * static_cast<long double>(cell.count) + step * static_cast<long double>(cell.low_sum)});
+      buckets.push_back(MakeBucket(static_cast<uint32_t>((p << kPageBits) + i), cell.count, cell.low_sum));
     }
   }
   return buckets;

@@ -26,8 +26,11 @@ class ValueHistogram {
     float first = 0;  // smallest and greatest value that falls in
     float last = 0;
     uint64_t count = 0;
-    long double sum = 0;  // of the values; exact but for one rounding
+    uint64_t low_sum = 0;  // of the values' last bits, as numbers
+    long double sum = 0;   // of the values; exact but for one rounding
   };
+  static constexpr uint32_t kBuckets = uint32_t{1} << (32 - kLowBits);
+  static Bucket MakeBucket(uint32_t id, uint64_t count, uint64_t low_sum);
 
   // Numbers that are ordered as the floats are (-0 before +0).
   static uint32_t KeyOf(float value) {
@@ -40,6 +43,8 @@ class ValueHistogram {
 
   // The values are finite.
   void Add(absl::Span<const float> values);
+  // Adds what another histogram has counted.
+  void Add(absl::Span<const Bucket> buckets);
   // Buckets that are not empty, in ascending order, of this and others together.
   std::vector<Bucket> Buckets(absl::Span<const ValueHistogram* const> others = {}) const;
 

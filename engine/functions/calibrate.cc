@@ -93,6 +93,7 @@ absl::StatusOr<SavedRecord> CalibrateCaches(const CallContext& context, const Ca
   options.threads = context.threads;
   options.scratch_folder = scratch->path();
   options.progress = [&context](uint64_t done, uint64_t total) { context.progress("calibrate", done, total); };
+  options.checkpoint = CheckpointOf(context, "calibration");
   MP_RETURN_IF_ERROR(CalibrateKvCache(model.graph, *config, *data, options, record).status());
   context.progress("write", 0, 0);
   MP_ASSIGN_OR_RETURN(result.record_file, WriteText(context, record_file, PrintRecord(record)));

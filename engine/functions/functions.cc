@@ -78,6 +78,10 @@ absl::StatusOr<OutputFile> OutputFile::Parse(const std::string& field, const std
 
 std::string OutputFile::WorkspaceName() const { return folder.empty() ? name : absl::StrCat(folder, "/", name); }
 
+StageCheckpoint CheckpointOf(const CallContext& context, const std::string& stage) {
+  return {.checkpoints = context.checkpoints, .key = stage, .log = context.log};
+}
+
 absl::StatusOr<std::unique_ptr<OutputFolder>> CreateOutputFolder(const CallContext& context, const std::string& folder) {
   return OutputFolder::Create((std::filesystem::path(context.output_root) / folder).string());
 }

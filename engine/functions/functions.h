@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/base/checkpoints.h"
 #include "engine/base/reference_defects.h"
 #include "engine/model/file_set.h"
 #include "engine/model/writer.h"
@@ -46,17 +47,6 @@ struct InputDigest {
   uint64_t size = 0;
 };
 
-// Finished parts of long stages, kept over attempts at the same call, so that a later attempt goes on where an earlier one was
-// killed. Whatever is loaded gives the same bytes as computing it again.
-class Checkpoints {
- public:
-  virtual ~Checkpoints() = default;
-  // What was saved under `key` (1 to 100 of a-z, 0-9, "-" and "."); nullopt if nothing was, or only damaged bytes.
-  virtual std::optional<std::string> Load(const std::string& key) = 0;
-  // Complete or not at all, whenever the process is killed. One that cannot be saved is no error of the call: it is logged.
-  virtual void Save(const std::string& key, const std::string& bytes) = 0;
-};
-
 struct CallContext {
   const FileSet* files = nullptr;    // what the call may read
   std::vector<InputDigest> digests;  // of the same files, where the caller knows them
@@ -64,13 +54,16 @@ struct CallContext {
   bool validate_only = false;        // do every check, write nothing
   ReferenceDefects defects;          // what to do as the reference does although it is wrong
   int threads = 1;
-  Checkpoints* checkpoints = nullptr;  // nullptr: none are kept
+  Checkpoints* checkpoints = nullptr;  // of this call, kept over attempts; nullptr: none are kept
   // One line for the operator's log.
   std::function<void(const std::string& line)> log = [](const std::string&) {};
   // Stage ("read", "calibrate", "quantize", "write", "check", "compare"), done and total. Called from one thread at a time.
   std::function<void(const std::string& stage, uint64_t done, uint64_t total)> progress = [](const std::string&, uint64_t,
                                                                                              uint64_t) {};
 };
+
+// The place of a stage of the call in its checkpoints.
+StageCheckpoint CheckpointOf(const CallContext& context, const std::string& stage);
 
 // The output files of a call in `folder` of the workspace.
 absl::StatusOr<std::unique_ptr<OutputFolder>> CreateOutputFolder(const CallContext& context, const std::string& folder);

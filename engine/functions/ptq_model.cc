@@ -73,15 +73,16 @@ absl::StatusOr<ActivationStepResult> RunCalibration(const CallContext& context, 
                                                     CalibrationData& data, AMCTPytorchProto::ScaleOffsetRecord& record) {
   MP_ASSIGN_OR_RETURN(const std::unique_ptr<ScratchFolder> scratch, ScratchFolder::Create(context));
   context.progress("calibrate", 0, 0);
-  MP_ASSIGN_OR_RETURN(ActivationStepResult result,
-                      CalibrateActivations(
-                          graph, layers, data,
-                          {.force_fp16_quant = config.force_fp16_quant,
-                           .omits_precision_mode = context.defects.omits_precision_mode,
-                           .threads = context.threads,
-                           .scratch_folder = scratch->path(),
-                           .progress = [&context](uint64_t done, uint64_t total) { context.progress("calibrate", done, total); }},
-                          record));
+  MP_ASSIGN_OR_RETURN(
+      ActivationStepResult result,
+      CalibrateActivations(graph, layers, data,
+                           {.force_fp16_quant = config.force_fp16_quant,
+                            .omits_precision_mode = context.defects.omits_precision_mode,
+                            .threads = context.threads,
+                            .scratch_folder = scratch->path(),
+                            .progress = [&context](uint64_t done, uint64_t total) { context.progress("calibrate", done, total); },
+                            .checkpoint = CheckpointOf(context, "calibration")},
+                           record));
   context.log(absl::StrCat("calibration: ", result.summary.passes, " passes over ", data.batch_count(), " batches; ",
                            result.summary.choice));
   return result;

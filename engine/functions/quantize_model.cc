@@ -162,12 +162,12 @@ class QuantizeModelRun {
       MP_ASSIGN_OR_RETURN(sample, OpenData(context_, call_.sample, model_->graph, 1));
       data = sample.get();
     }
-    return LearnRounding(
-        model_->graph, layers_, weights_, data,
-        {.soft_weights = context_.defects.leaves_soft_weights,
-         .threads = context_.threads,
-         .scratch_folder = scratch_->path(),
-         .progress = [this](uint64_t done, uint64_t total) { context_.progress("learn rounding", done, total); }});
+    return LearnRounding(model_->graph, layers_, weights_, data,
+                         {.soft_weights = context_.defects.leaves_soft_weights,
+                          .threads = context_.threads,
+                          .scratch_folder = scratch_->path(),
+                          .progress = [this](uint64_t done, uint64_t total) { context_.progress("learn rounding", done, total); },
+                          .checkpoint = CheckpointOf(context_, "rounding")});
   }
 
   absl::Status WriteModifiedModel() {
@@ -365,8 +365,13 @@ class QuantizeModelRun {
     MP_RETURN_IF_ERROR(fake_runner.status());
     const int64_t samples_per_batch = std::max<int64_t>(1, data_->sample_count() / std::max<int64_t>(1, data_->batch_count()));
     const int64_t batches = std::max<int64_t>(1, kComparedSamples / samples_per_batch);
-    MP_ASSIGN_OR_RETURN(const Comparison comparison, Compare(**float_runner, **fake_runner, static_cast<int>(pairs.size()),
-                                                             bounds, *data_, batches, context_.threads));
+    MP_ASSIGN_OR_RETURN(
+        const Comparison comparison,
+        Compare(**float_runner, **fake_runner, static_cast<int>(pairs.size()), bounds, *data_,
+                {.max_batches = batches,
+                 .threads = context_.threads,
+                 .checkpoint = CheckpointOf(context_, "comparison"),
+                 .progress = [this](uint64_t done, uint64_t total) { context_.progress("compare", done, total); }}));
 
     // Taken out while keys are added to the report: an ordered object copies its values when it grows.
     Json layers = std::move(report["layers"]);

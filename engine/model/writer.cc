@@ -1,7 +1,6 @@
 #include "engine/model/writer.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,9 +16,9 @@
 #include <system_error>
 #include <tuple>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/parallel.h"
+#include "engine/base/sha256.h"
 #include "engine/base/status.h"
 #include "engine/model/layout.h"
 
@@ -76,21 +75,6 @@ absl::Status WriteAt(int fd, uint64_t offset, absl::Span<const uint8_t> bytes, c
   }
   return absl::OkStatus();
 }
-
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) { EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr); }
-  void Update(absl::Span<const uint8_t> bytes) { EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()); }
-  std::string Finish() {
-    std::string digest(EVP_MAX_MD_SIZE, '\0');
-    unsigned size = 0;
-    EVP_DigestFinal_ex(context_.get(), reinterpret_cast<uint8_t*>(digest.data()), &size);
-    return absl::BytesToHexString(absl::string_view(digest).substr(0, size));
-  }
-
- private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
-};
 
 // Some consecutive pieces of a file, or a part of a large one.
 struct Chunk {

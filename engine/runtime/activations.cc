@@ -10,12 +10,19 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/checkpoint.pb.h"
+#include "engine/base/disk_space.h"
 #include "engine/base/status.h"
 #include "engine/runtime/floats.h"
 #include "engine/runtime/spill.h"
 
 namespace modelpress::engine {
 namespace {
+
+// Consumers with more state than this are not saved: it is held in memory up to three times for a moment.
+constexpr uint64_t kMaxStateBytes = 256 << 20;
+// Saving takes at most this share of the time.
+constexpr double kSavingShare = 0.02;
 
 // A batch and what the model made of it.
 struct Shown {
@@ -34,6 +41,14 @@ class Running {
     ready_.clear();
     unread_ = data_.batch_count();
     return data_.Rewind();
+  }
+
+  // Passes over batches that need not be run.
+  absl::Status Skip(int64_t batches) {
+    for (int64_t i = 0; i < batches; ++i, --unread_) {
+      MP_RETURN_IF_ERROR(data_.Next().status());
+    }
+    return absl::OkStatus();
   }
 
   absl::StatusOr<std::unique_ptr<Shown>> Next() {
@@ -106,8 +121,13 @@ class Collector {
       : data_(data), taps_(taps), consumers_(consumers), options_(options), running_(runner, data, options) {}
 
   absl::StatusOr<CollectSummary> Collect() {
-    for (; FindActive(); ++summary_.passes) {
-      MP_RETURN_IF_ERROR(Pass());
+    next_save_ = options_.checkpoint.is_kept() ? options_.clock() + options_.seconds_between_checkpoints : 0;
+    int64_t batch = Resume();
+    while (FindActive()) {
+      MP_RETURN_IF_ERROR(Pass(batch));
+      ++summary_.passes;
+      batch = 0;
+      Save(0);
     }
     summary_.inference_seconds = running_.seconds();
     return std::move(summary_);
@@ -132,9 +152,10 @@ class Collector {
     return !active_.empty();
   }
 
-  absl::Status Pass() {
+  // From batch `first` on.
+  absl::Status Pass(int64_t first) {
     const int64_t batches = data_.batch_count();
-    const bool is_first = summary_.passes == 0;
+    const bool is_first = summary_.passes == 0 && first == 0;
     const bool from_spill = spill_ != nullptr;
     summary_.spilled = summary_.spilled || from_spill;
     if (is_first) {
@@ -142,8 +163,9 @@ class Collector {
     }
     if (!from_spill && kept_ == nullptr) {
       MP_RETURN_IF_ERROR(running_.Rewind());
+      MP_RETURN_IF_ERROR(running_.Skip(first));
     }
-    for (int64_t b = 0; b < batches; ++b) {
+    for (int64_t b = first; b < batches; ++b) {
       if (from_spill) {
         MP_RETURN_IF_ERROR(
             Show([&](size_t position, Values& values) { return spill_->Read(static_cast<size_t>(b), position, values.read); }));
@@ -152,8 +174,8 @@ class Collector {
         if (shown == nullptr) {
           MP_ASSIGN_OR_RETURN(shown, running_.Next());
         }
+        MP_RETURN_IF_ERROR(FindTensors(shown->result->tensors.size()));
         if (is_first) {
-          MP_RETURN_IF_ERROR(FindTensors(shown->result->tensors.size()));
           Spill(*shown, b + 1);
         }
         MP_RETURN_IF_ERROR(Show(
@@ -162,15 +184,91 @@ class Collector {
           kept_ = std::move(shown);
         }
       }
-      if (options_.progress) {
-        options_.progress(static_cast<uint64_t>(summary_.passes * batches + b + 1),
-                          static_cast<uint64_t>((summary_.passes + 1) * batches));
+      Report(b + 1);
+      if (b + 1 < batches && options_.checkpoint.is_kept() && options_.clock() >= next_save_) {
+        Save(b + 1);
       }
     }
     for (const size_t i : active_) {
       MP_RETURN_IF_ERROR(AtPlace(consumers_[i]->EndPass(), {.layer = taps_[i].layer}));
     }
     return absl::OkStatus();
+  }
+
+  // `batches`: shown of the present pass.
+  void Report(int64_t batches) {
+    if (options_.progress) {
+      options_.progress(static_cast<uint64_t>(summary_.passes * data_.batch_count() + batches),
+                        static_cast<uint64_t>((summary_.passes + 1) * data_.batch_count()));
+    }
+  }
+
+  // ---- Checkpoints.
+
+  void Save(int64_t batches) {
+    if (!options_.checkpoint.is_kept()) {
+      return;
+    }
+    const double start = options_.clock();
+    state::Collection state;
+    state.set_passes(summary_.passes);
+    state.set_batches(batches);
+    uint64_t bytes = 0;
+    for (const ActivationConsumer* consumer : consumers_) {
+      bytes += state.add_consumers()->assign(consumer->Save()).size();
+      if (bytes > kMaxStateBytes) {
+        break;
+      }
+    }
+    if (bytes <= kMaxStateBytes) {
+      options_.checkpoint.Save(state);
+    } else if (!is_told_) {
+      is_told_ = true;
+      options_.checkpoint.log(absl::StrCat("checkpoint ", options_.checkpoint.key, " is not saved: it takes more than ",
+                                           kMaxStateBytes >> 20, " MiB"));
+    }
+    const double end = options_.clock();
+    next_save_ = end + std::max(options_.seconds_between_checkpoints, (end - start) / kSavingShare);
+  }
+
+  // Returns the batch to begin with.
+  int64_t Resume() {
+    const auto state = options_.checkpoint.Load<state::Collection>();
+    if (!state.has_value()) {
+      return 0;
+    }
+    if (state->passes() < 0 || state->batches() < 0 || state->batches() >= data_.batch_count() ||
+        (state->passes() == 0 && state->batches() == 0) || !LoadConsumers(*state)) {
+      options_.checkpoint.Ignore();
+      return 0;
+    }
+    summary_.passes = state->passes();
+    summary_.choice = "the model runs again in every pass: the activations of an earlier attempt are gone";
+    options_.checkpoint.log(FindActive() ? absl::StrCat("resumed ", options_.checkpoint.key, " at batch ", state->batches() + 1,
+                                                        " of ", data_.batch_count(), " of pass ", state->passes() + 1,
+                                                        " from an earlier attempt's checkpoint")
+                                         : absl::StrCat("resumed ", options_.checkpoint.key, " after its last pass, pass ",
+                                                        state->passes(), ", from an earlier attempt's checkpoint"));
+    Report(state->batches());
+    return state->batches();
+  }
+
+  bool LoadConsumers(const state::Collection& state) {
+    if (state.consumers_size() != static_cast<int>(consumers_.size())) {
+      return false;
+    }
+    std::vector<std::string> before;
+    before.reserve(consumers_.size());
+    for (size_t i = 0; i < consumers_.size(); ++i) {
+      before.push_back(consumers_[i]->Save());
+      if (!consumers_[i]->Load(state.consumers(static_cast<int>(i)))) {
+        for (size_t loaded = 0; loaded < i; ++loaded) {
+          consumers_[loaded]->Load(before[loaded]);
+        }
+        return false;
+      }
+    }
+    return true;
   }
 
   // The tensors that taps refer to, each once.
@@ -228,7 +326,7 @@ class Collector {
       return;
     }
     measure_.all_batches = data_.batch_count();
-    measure_.allowed_bytes = std::min(options_.max_spill_bytes, SpillSpace(options_.scratch_folder));
+    measure_.allowed_bytes = std::min(options_.max_spill_bytes, SpareSpace(options_.scratch_folder));
     absl::StatusOr<std::unique_ptr<SpillFile>> file = SpillFile::Create(options_.scratch_folder);
     if (file.ok()) {
       spill_ = *std::move(file);
@@ -296,6 +394,8 @@ class Collector {
   std::unique_ptr<SpillFile> spill_;  // null: given up, or not wanted
   SpillMeasure measure_;
   std::unique_ptr<Shown> kept_;  // the only batch
+  double next_save_ = 0;         // when the next checkpoint within a pass is due
+  bool is_told_ = false;         // that checkpoints are too large
 };
 
 }  // namespace

@@ -3,10 +3,12 @@
 #define MODELPRESS_ENGINE_RUNTIME_COMPARE_H_
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "engine/base/checkpoints.h"
 #include "engine/runtime/calibration_data.h"
 #include "engine/runtime/model_runner.h"
 
@@ -34,14 +36,21 @@ struct Comparison {
   int64_t batches = 0;
 };
 
+struct CompareOptions {
+  int64_t max_batches = 1;
+  int threads = 1;
+  StageCheckpoint checkpoint = {};                                   // the sums so far, after every batch
+  std::function<void(uint64_t done, uint64_t total)> progress = {};  // batches
+};
+
 // Runs both on the first `max_batches` batches; their inputs are the same, in the same order. Tensor i of the reference is
-// compared with tensor i of the candidate for i < pairs; the reference's tensors from `pairs` on are checked against bounds[i -
-// pairs]. Sums in float64, in an order
-// that does not depend on the number of threads. Errors: those of ModelRunner and CalibrationData; TENSOR_INVALID: a tensor that
-// is neither float32 nor float16; INTERNAL_ERROR: tensors of other numbers or sizes.
+// compared with tensor i of the candidate for i < pairs; the reference's tensors from `pairs` on are checked against
+// bounds[i - pairs]. Sums in float64, in an order that does not depend on the number of threads. Errors: those of ModelRunner and
+// CalibrationData; TENSOR_INVALID: a tensor that is neither float32 nor float16; INTERNAL_ERROR: tensors of other numbers or
+// sizes.
 absl::StatusOr<Comparison> Compare(const ModelRunner& reference, const ModelRunner& candidate, int pairs,
-                                   absl::Span<const SaturationBounds> bounds, CalibrationData& data, int64_t max_batches,
-                                   int threads = 1);
+                                   absl::Span<const SaturationBounds> bounds, CalibrationData& data,
+                                   const CompareOptions& options);
 
 }  // namespace modelpress::engine
 

@@ -1,14 +1,11 @@
 #include "engine/runtime/spill.h"
 
 #include <fcntl.h>
-#include <sys/resource.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
-#include <limits>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -47,17 +44,6 @@ SpillChoice ChooseSpill(const SpillMeasure& measure) {
           absl::StrFormat("later passes read the activations from disk: writing and reading %.0f MB takes an estimated %.2f "
                           "s, running the model again %.2f s",
                           bytes / kMegabyte, disk, run)};
-}
-
-uint64_t SpillSpace(const std::string& folder) {
-  struct statvfs info{};
-  struct rlimit limit{};
-  if (statvfs(folder.c_str(), &info) != 0 || getrlimit(RLIMIT_FSIZE, &limit) != 0) {
-    return 0;
-  }
-  // Beyond the limit of one file the kernel would end the process.
-  return std::min<uint64_t>(uint64_t{info.f_bavail} * info.f_frsize / 2,
-                            limit.rlim_cur == RLIM_INFINITY ? std::numeric_limits<uint64_t>::max() : limit.rlim_cur);
 }
 
 absl::StatusOr<std::unique_ptr<SpillFile>> SpillFile::Create(const std::string& folder) {

@@ -35,9 +35,6 @@ struct SpillChoice {
 // again, and all of them have space. Times and sizes are extrapolated in proportion.
 SpillChoice ChooseSpill(const SpillMeasure& measure);
 
-// Bytes that a spill in `folder` may take: half of what is free, and what the process may write to one file.
-uint64_t SpillSpace(const std::string& folder);
-
 // A file without a name, which goes with the process at the latest.
 class SpillFile {
  public:

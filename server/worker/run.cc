@@ -9,6 +9,7 @@
 #include <iostream>
 #include <map>
 #include <new>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -17,6 +18,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "engine/base/status.h"
+#include "engine/functions/file_checkpoints.h"
 #include "engine/functions/functions.h"
 #include "engine/runtime/load_check.h"
 #include "google/protobuf/io/zero_copy_stream_impl.h"
@@ -94,6 +96,10 @@ RunResult Serve(const RunSpec& spec, const EventPipe& events) {
   context.progress = [&reporter](const std::string& stage, uint64_t done, uint64_t total) {
     reporter.Report(stage, done, total);
   };
+  std::optional<engine::FileCheckpoints> checkpoints;
+  if (!spec.checkpoint_dir().empty()) {
+    context.checkpoints = &checkpoints.emplace(spec.checkpoint_dir(), context.log);
+  }
   absl::StatusOr<RunResult> result = Dispatch(spec.request(), context);
   if (result.ok()) {
     return *std::move(result);

@@ -50,6 +50,8 @@ class Checker final : public ActivationConsumer {
     batch_ = 0;
     return absl::OkStatus();
   }
+  std::string Save() const override { return ""; }
+  bool Load(absl::string_view) override { return false; }
   size_t values() const { return values_; }
 
  private:

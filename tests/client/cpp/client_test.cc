@@ -63,16 +63,6 @@ TEST_F(ClientTest, SaysThatNoServerAnswers) {
   EXPECT_TRUE(absl::IsInvalidArgument(Client::Connect(options).status()));
 }
 
-TEST(TargetTest, KnowsThisMachine) {
-  for (const char* target :
-       {"localhost:1", "127.0.0.1:1", "127.1.2.3:1", "[::1]:1", "dns:///localhost:1", "ipv4:127.0.0.1:1", "unix:/run/m"}) {
-    EXPECT_TRUE(IsLoopback(target)) << target;
-  }
-  for (const char* target : {"example.org:1", "localhost.example.org:1", "10.0.0.1:1", "[::2]:1", "dns:///example.org:1"}) {
-    EXPECT_FALSE(IsLoopback(target)) << target;
-  }
-}
-
 TEST(UuidTest, IsOfVersion4AndDiffers) {
   std::set<std::string> seen;
   for (int i = 0; i < 1000; ++i) {

@@ -1,6 +1,7 @@
 #include "tests/client/cpp/test_server.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -9,6 +10,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "grpcpp/server_builder.h"
 #include "grpcpp/server_context.h"
+#include "grpcpp/support/server_interceptor.h"
 
 namespace modelpress::client {
 namespace {
@@ -47,6 +49,40 @@ bool Serve(State& state, const std::string& method) {
   ++state.calls[method];
   return state.unavailable[method]-- <= 0;
 }
+
+// Keeps the metadata of every call.
+class MetadataLog : public grpc::experimental::Interceptor {
+ public:
+  MetadataLog(State& state, grpc::experimental::ServerRpcInfo* info) : state_(state), info_(info) {}
+
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    if (methods->QueryInterceptionHookPoint(grpc::experimental::InterceptionHookPoints::POST_RECV_INITIAL_METADATA)) {
+      std::multimap<std::string, std::string> metadata;
+      for (const auto& [key, value] : *methods->GetRecvInitialMetadata()) {
+        metadata.emplace(std::string(key.data(), key.size()), std::string(value.data(), value.size()));
+      }
+      const std::string method = info_->method();
+      std::lock_guard lock(state_.mutex);
+      state_.metadata.emplace_back(method.substr(method.rfind('/') + 1), std::move(metadata));
+    }
+    methods->Proceed();
+  }
+
+ private:
+  State& state_;
+  grpc::experimental::ServerRpcInfo* info_;
+};
+
+class MetadataLogFactory : public grpc::experimental::ServerInterceptorFactoryInterface {
+ public:
+  explicit MetadataLogFactory(State& state) : state_(state) {}
+  grpc::experimental::Interceptor* CreateServerInterceptor(grpc::experimental::ServerRpcInfo* info) override {
+    return new MetadataLog(state_, info);
+  }
+
+ private:
+  State& state_;
+};
 
 class WorkspacesService : public v1::Workspaces::Service {
  public:
@@ -589,18 +625,20 @@ class OperationsService : public google::longrunning::Operations::Service {
 
 }  // namespace
 
-TestServer::TestServer() {
+TestServer::TestServer(std::shared_ptr<grpc::ServerCredentials> credentials) {
   services_.push_back(std::make_unique<WorkspacesService>(state_));
   services_.push_back(std::make_unique<CompressionService>(state_));
   services_.push_back(std::make_unique<OperationsService>(state_));
   grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort("0.0.0.0:0", std::move(credentials), &port_);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(std::make_unique<MetadataLogFactory>(state_));
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
   for (const auto& service : services_) {
     builder.RegisterService(service.get());
   }
   server_ = builder.BuildAndStart();
-  target_ = absl::StrCat("127.0.0.1:", port);
+  target_ = absl::StrCat("127.0.0.1:", port_);
 }
 
 TestServer::~TestServer() { server_->Shutdown(absl::ToChronoTime(absl::Now())); }

@@ -10,11 +10,13 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "google/longrunning/operations.grpc.pb.h"
 #include "google/protobuf/any.pb.h"
 #include "google/rpc/status.pb.h"
+#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "modelpress/v1/compression.grpc.pb.h"
 #include "modelpress/v1/errors.pb.h"
@@ -46,7 +48,8 @@ class TestServer {
     std::map<std::string, bool> workspaces;
     std::map<std::string, google::longrunning::Operation> operations;
     // What was seen.
-    std::map<std::string, int> calls;  // method -> number
+    std::map<std::string, int> calls;                                                       // method -> number
+    std::vector<std::pair<std::string, std::multimap<std::string, std::string>>> metadata;  // of every call: method, what came
     uint64_t bytes_received = 0;
     std::vector<v1::SaveModelRequest> save_requests;
     // The last of each.
@@ -57,10 +60,11 @@ class TestServer {
     google::protobuf::Any retrain_request;  // of any call of retraining
   };
 
-  TestServer();
+  explicit TestServer(std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials());
   ~TestServer();
 
-  const std::string& target() const { return target_; }
+  const std::string& target() const { return target_; }  // 127.0.0.1:port()
+  int port() const { return port_; }
   State& state() { return state_; }
   void AddFile(const std::string& name, const std::string& bytes);
   // An error as the real server makes them.
@@ -72,6 +76,7 @@ class TestServer {
   std::vector<std::unique_ptr<grpc::Service>> services_;
   std::unique_ptr<grpc::Server> server_;
   std::string target_;
+  int port_ = 0;
 };
 
 }  // namespace modelpress::client

@@ -48,14 +48,27 @@ def abort(context: Any, error: status_pb2.Status) -> None:
     context.abort(code, error.message)
 
 
+class MetadataLog(grpc.ServerInterceptor):
+    """Keeps the metadata of every call: (method, metadata)."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, str]]] = []
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        method = handler_call_details.method.rpartition("/")[2]
+        self.calls.append((method, dict(handler_call_details.invocation_metadata)))
+        return continuation(handler_call_details)
+
+
 class ProtocolServer(
     workspaces_pb2_grpc.WorkspacesServicer,
     operations_pb2_grpc.OperationsServicer,
     compression_pb2_grpc.CompressionServicer,
 ):
-    """One server; `target` is where it listens."""
+    """One server; `target` is where it listens, `metadata` what came with the calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: Any = None) -> None:
+        self.metadata = MetadataLog()
         self.faults = Faults()
         self.workspaces: set[str] = set()
         self.deleted: list[str] = []
@@ -67,11 +80,15 @@ class ProtocolServer(
         self.rewrite_plan = b"{}"  # what create and restore calls answer with
         self.record: bytes | None = None  # that create calls write; None: something that tells the model
         self.changed = threading.Condition()
-        self._server = grpc.server(futures.ThreadPoolExecutor(8))
+        self._server = grpc.server(futures.ThreadPoolExecutor(8), interceptors=[self.metadata])
         workspaces_pb2_grpc.add_WorkspacesServicer_to_server(self, self._server)
         operations_pb2_grpc.add_OperationsServicer_to_server(self, self._server)
         compression_pb2_grpc.add_CompressionServicer_to_server(self, self._server)
-        self.target = f"localhost:{self._server.add_insecure_port('localhost:0')}"
+        if credentials is None:
+            self.port = self._server.add_insecure_port("0.0.0.0:0")
+        else:
+            self.port = self._server.add_secure_port("0.0.0.0:0", credentials)
+        self.target = f"localhost:{self.port}"
         self._server.start()
 
     def stop(self) -> None:

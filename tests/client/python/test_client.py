@@ -14,7 +14,6 @@ import modelpress
 import pytest
 from google.rpc import error_details_pb2
 from modelpress import AsyncClient, Client, Progress, RetryPolicy
-from modelpress.transport import default_credentials
 from protocol_server import ProtocolServer, status
 
 
@@ -359,23 +358,6 @@ def test_one_client_for_many_threads(server: ProtocolServer, tmp_path: Path) -> 
         for thread in threads:
             thread.join()
     assert not failures
-
-
-@pytest.mark.parametrize(
-    ("target", "plain"),
-    [
-        ("localhost:50051", True),
-        ("127.0.0.1:1", True),
-        ("[::1]:1", True),
-        ("unix:/tmp/socket", True),
-        ("dns:///localhost:1", True),
-        ("example.org:443", False),
-        ("localhost.example.org:443", False),
-        ("dns:///example.org:443", False),
-    ],
-)
-def test_plaintext_only_to_this_machine(target: str, plain: bool) -> None:
-    assert (default_credentials(target) is None) == plain
 
 
 def test_blocking_and_asyncio_clients_agree() -> None:

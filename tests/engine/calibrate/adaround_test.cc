@@ -1,7 +1,9 @@
 #include "engine/calibrate/adaround.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <random>
 #include <string>
@@ -208,6 +210,23 @@ TEST(AdaRoundTest, AnyNumberOfThreadsGivesTheSameBytes) {
   const auto three = AdaRound(input, Iterations(20), true);
   ASSERT_TRUE(one.ok() && three.ok());
   EXPECT_EQ(*one, *three);
+}
+
+TEST(AdaRoundTest, ABitPerWeightTellsTheResult) {
+  for (const float scale : {0.02f, 0.0005f}) {  // with the latter, most weights are clipped
+    Problem problem;
+    problem.input.scales.assign(6, scale);
+    problem.weight[0] = -0.0f;
+    const auto rounded = AdaRound(problem.input, Iterations(50), /*soft_weights=*/false);
+    ASSERT_TRUE(rounded.ok()) << rounded.status();
+    const std::string bits = RoundedUp(problem.input, *rounded);
+    EXPECT_EQ(bits.size(), rounded->size() / 8);
+    const std::vector<float> again = RoundedWeights(problem.input, bits);
+    ASSERT_EQ(again.size(), rounded->size());
+    for (size_t i = 0; i < again.size(); ++i) {
+      EXPECT_EQ(std::bit_cast<uint32_t>(again[i]), std::bit_cast<uint32_t>((*rounded)[i])) << i;
+    }
+  }
 }
 
 TEST(AdaRoundTest, TellsItsProgress) {

@@ -424,6 +424,155 @@ TEST(HfmgTest, TooWideARangeIsAnError) {
   EXPECT_THAT(result.status.message(), HasSubstr("too wide"));
 }
 
+// The states of an estimator between all batches: before the first one, behind each, and at the end.
+std::vector<std::string> StatesOf(const ActivationConfig& config, const std::vector<Values>& batches, int threads) {
+  std::vector<std::unique_ptr<RangeEstimator>> estimator;
+  estimator.push_back(NewRangeEstimator(config));
+  std::vector<std::string> states = {SaveEstimators(estimator)};
+  while (estimator[0]->wants_pass()) {
+    for (const Values& batch : batches) {
+      const absl::Span<const float> piece = batch;
+      EXPECT_TRUE(estimator[0]->Add({piece}, threads).ok());
+      states.push_back(SaveEstimators(estimator));
+    }
+    EXPECT_TRUE(estimator[0]->EndPass().ok());
+    states.push_back(SaveEstimators(estimator));
+  }
+  return states;
+}
+
+// Loads every state, shows the rest, and expects what one go gives.
+void ExpectResumes(const ActivationConfig& config, const std::vector<Values>& batches, int threads_before, int threads_after,
+                   const std::string& what) {
+  const std::unique_ptr<RangeEstimator> whole = NewRangeEstimator(config);
+  const Result expected = Drive(*whole, batches, threads_before);
+  ASSERT_TRUE(expected.status.ok()) << what << expected.status;
+  const ActivationStatistics statistics = whole->Statistics();
+  const std::vector<std::string> states = StatesOf(config, batches, threads_before);
+  const size_t per_pass = batches.size() + 1;
+  ASSERT_EQ(states.size(), 1 + expected.passes * per_pass);
+  for (size_t s = 0; s < states.size(); ++s) {
+    const std::string where = what + ", state " + std::to_string(s);
+    std::vector<std::unique_ptr<RangeEstimator>> resumed;
+    resumed.push_back(NewRangeEstimator(config));
+    ASSERT_TRUE(LoadEstimators(states[s], resumed)) << where;
+    EXPECT_EQ(SaveEstimators(resumed), states[s]) << where;
+    size_t pass = s == 0 ? 0 : (s - 1) / per_pass;
+    size_t batch = s == 0 ? 0 : (s - 1) % per_pass + 1;
+    if (batch == per_pass) {
+      ++pass;
+      batch = 0;
+    }
+    for (; resumed[0]->wants_pass(); ++pass, batch = 0) {
+      for (; batch < batches.size(); ++batch) {
+        const absl::Span<const float> piece = batches[batch];
+        ASSERT_TRUE(resumed[0]->Add({piece}, threads_after).ok()) << where;
+      }
+      ASSERT_TRUE(resumed[0]->EndPass().ok()) << where;
+    }
+    EXPECT_EQ(pass, expected.passes) << where;
+    const absl::StatusOr<ActivationFactors> factors = resumed[0]->Factors();
+    ASSERT_TRUE(factors.ok()) << where << factors.status();
+    EXPECT_EQ(factors->scale, expected.factors.scale) << where;
+    EXPECT_EQ(factors->offset, expected.factors.offset) << where;
+    const ActivationStatistics after = resumed[0]->Statistics();
+    EXPECT_EQ(after.count, statistics.count) << where;
+    EXPECT_EQ(after.minimum, statistics.minimum) << where;
+    EXPECT_EQ(after.maximum, statistics.maximum) << where;
+    EXPECT_EQ(after.clip_minimum, statistics.clip_minimum) << where;
+    EXPECT_EQ(after.clip_maximum, statistics.clip_maximum) << where;
+  }
+}
+
+TEST(EstimatorStateTest, AnyStateGoesOnToTheSameEnd) {
+  for (const Distribution& distribution : Distributions()) {
+    for (ActivationConfig config : AllKinds()) {
+      const bool is_hfmg = config.algorithm == ActivationConfig::Algorithm::kHfmg;
+      if (is_hfmg && distribution.name == "overflowing") {
+        continue;  // no histogram of it
+      }
+      const bool narrow = config.bits == 16;  // needs the pass that finds percentiles
+      config.max_percentile = config.min_percentile = narrow ? 0.9 : 0.999999;
+      for (const size_t size : {100, 6000}) {  // held in memory, or not from the third batch on
+        if (size == 6000 && narrow != config.asymmetric) {
+          continue;  // for the time it takes
+        }
+        ExpectResumes(config, {distribution.make(size, 1), distribution.make(size + 7, 2), distribution.make(size, 3)}, 1, 1,
+                      distribution.name + (is_hfmg ? ", hfmg" : ", ifmr") + (narrow ? ", narrow" : ""));
+      }
+    }
+  }
+}
+
+TEST(EstimatorStateTest, OnAnotherNumberOfThreads) {
+  const Distribution gaussian = Distributions().front();
+  const std::vector<Values> batches = {gaussian.make(140000, 1), gaussian.make(60000, 2)};  // the first one for two threads
+  ActivationConfig ifmr;
+  ifmr.max_percentile = 0.9;
+  for (const ActivationConfig& config : {ifmr, {.algorithm = ActivationConfig::Algorithm::kHfmg, .bins = 1024}}) {
+    ExpectResumes(config, batches, 2, 1, "fewer");
+    ExpectResumes(config, batches, 1, 2, "more");
+  }
+}
+
+TEST(EstimatorStateTest, WhatDoesNotFitChangesNothing) {
+  // So great that no candidate is left out by bounds.
+  std::mt19937 random(9);
+  auto next = [&random] { return std::normal_distribution<float>(0, 1e20f)(random); };
+  const std::vector<Values> batches = {Make(20000, next), Make(20000, next)};
+  ActivationConfig ifmr;
+  ifmr.max_percentile = 0.9;
+  const ActivationConfig hfmg = {.algorithm = ActivationConfig::Algorithm::kHfmg, .bins = 1024};
+  const ActivationConfig more_bins = {.algorithm = ActivationConfig::Algorithm::kHfmg, .bins = 2048};
+  const std::vector<std::string> ifmr_states = StatesOf(ifmr, batches, 1);
+  const std::vector<std::string> hfmg_states = StatesOf(hfmg, batches, 1);
+  ASSERT_EQ(ifmr_states.size(), 10) << "three passes over two batches";
+  auto expect_refused = [](const ActivationConfig& config, const std::string& bytes, const std::string& what) {
+    std::vector<std::unique_ptr<RangeEstimator>> estimators;
+    estimators.push_back(NewRangeEstimator(config));
+    const std::string before = SaveEstimators(estimators);
+    EXPECT_FALSE(LoadEstimators(bytes, estimators)) << what;
+    EXPECT_EQ(SaveEstimators(estimators), before) << what;
+  };
+  for (const std::string& state : ifmr_states) {
+    expect_refused(hfmg, state, "another algorithm");
+  }
+  for (const std::string& state : hfmg_states) {
+    expect_refused(ifmr, state, "another algorithm");
+    expect_refused(more_bins, state, "other bins");
+  }
+  for (const std::string& bytes : {std::string(), std::string("no message"), ifmr_states[0] + ifmr_states[0]}) {
+    expect_refused(ifmr, bytes, "not one state");
+  }
+  auto changed = [&](const std::string& bytes, auto change) {
+    state::RangeEstimators state;
+    EXPECT_TRUE(state.ParseFromString(bytes));
+    change(*state.mutable_estimators(0)->mutable_holding()->mutable_inner()->mutable_ifmr());
+    return state.SerializeAsString();
+  };
+  expect_refused(ifmr, changed(ifmr_states[2], [](state::Ifmr& s) { s.set_pass(4); }), "an unknown pass");
+  expect_refused(ifmr, changed(ifmr_states[2], [](state::Ifmr& s) { s.clear_collectors(); }), "no collector");
+  expect_refused(ifmr, changed(ifmr_states[2], [](state::Ifmr& s) { s.mutable_nonzero()->set_skipped(0, 1U << 21); }),
+                 "a bucket beyond the last");
+  expect_refused(ifmr, changed(ifmr_states[2], [](state::Ifmr& s) { s.mutable_nonzero()->add_counts(1); }), "a count too many");
+  expect_refused(ifmr, changed(ifmr_states[4], [](state::Ifmr& s) { s.add_low_counts(1); }), "too many counts");
+  expect_refused(ifmr, changed(ifmr_states[7], [](state::Ifmr& s) { s.set_searched(0, 1 << 20); }), "no such candidate");
+  expect_refused(ifmr, changed(ifmr_states[7], [](state::Ifmr& s) { s.add_losses(1); }), "a loss too many");
+  expect_refused(ifmr, changed(ifmr_states.back(), [](state::Ifmr& s) { s.set_best(1 << 20); }), "no such candidate");
+  // Of two, the first one fits.
+  state::RangeEstimators two;
+  ASSERT_TRUE(two.ParseFromString(ifmr_states.back()));
+  state::RangeEstimators other;
+  ASSERT_TRUE(other.ParseFromString(hfmg_states.back()));
+  two.MergeFrom(other);
+  std::vector<std::unique_ptr<RangeEstimator>> estimators;
+  estimators.push_back(NewRangeEstimator(ifmr));
+  estimators.push_back(NewRangeEstimator(more_bins));
+  const std::string before = SaveEstimators(estimators);
+  EXPECT_FALSE(LoadEstimators(two.SerializeAsString(), estimators));
+  EXPECT_EQ(SaveEstimators(estimators), before);
+}
+
 TEST(Float16ScaleTest, UsesHalves) {
   EXPECT_EQ(Float16Scale(1.0f), 1.0f);
   EXPECT_EQ(Float16Scale(0.1f), 0.0999755859375f);

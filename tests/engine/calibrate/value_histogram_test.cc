@@ -87,6 +87,25 @@ TEST(ValueHistogramTest, CountsBeyondAllNarrowNumbers) {
   EXPECT_EQ(buckets[0].last, value);
 }
 
+TEST(ValueHistogramTest, BucketsMakeTheSameHistogram) {
+  const std::vector<float> values = RandomBits(5000, 4);
+  ValueHistogram all;
+  all.Add(values);
+  ValueHistogram part;
+  part.Add(absl::MakeConstSpan(values).subspan(0, 2000));
+  ValueHistogram joined;
+  joined.Add(part.Buckets());
+  joined.Add(absl::MakeConstSpan(values).subspan(2000));
+  const std::vector<ValueHistogram::Bucket> expected = all.Buckets();
+  const std::vector<ValueHistogram::Bucket> buckets = joined.Buckets();
+  ASSERT_EQ(buckets.size(), expected.size());
+  for (size_t i = 0; i < buckets.size(); ++i) {
+    EXPECT_EQ(buckets[i].id, expected[i].id);
+    EXPECT_EQ(buckets[i].count, expected[i].count);
+    EXPECT_EQ(buckets[i].sum, expected[i].sum);
+  }
+}
+
 TEST(ValueHistogramTest, NothingHasNoBuckets) { EXPECT_TRUE(ValueHistogram().Buckets().empty()); }
 
 }  // namespace

@@ -5,11 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <csignal>
+#include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "engine/base/checkpoint.pb.h"
 #include "engine/base/status.h"
 #include "engine/runtime/spill.h"
 #include "gmock/gmock.h"
@@ -47,10 +50,54 @@ class Recorder final : public ActivationConsumer {
     return absl::OkStatus();
   }
 
+  std::string Save() const override {
+    std::string bytes = Bytes(ended.size() + 1);
+    auto save = [&bytes](const std::vector<Values>& pass) {
+      bytes += Bytes(pass.size());
+      for (const Values& batch : pass) {
+        bytes += Bytes(batch.size());
+        for (const std::vector<float>& part : batch) {
+          bytes += Bytes(part.size()) + BytesOf(part);
+        }
+      }
+    };
+    std::for_each(ended.begin(), ended.end(), save);
+    save(present_);
+    return bytes;
+  }
+  bool Load(absl::string_view state) override {
+    if (state.empty()) {
+      return false;
+    }
+    auto number = [&state] {
+      size_t value = 0;
+      std::memcpy(&value, state.data(), sizeof value);
+      state.remove_prefix(sizeof value);
+      return value;
+    };
+    ended.resize(number());
+    for (std::vector<Values>& pass : ended) {
+      pass.resize(number());
+      for (Values& batch : pass) {
+        batch.resize(number());
+        for (std::vector<float>& part : batch) {
+          part.resize(number());
+          std::memcpy(part.data(), state.data(), part.size() * sizeof(float));
+          state.remove_prefix(part.size() * sizeof(float));
+        }
+      }
+    }
+    present_ = std::move(ended.back());
+    ended.pop_back();
+    return true;
+  }
+
   std::vector<std::vector<Values>> ended;  // passes
   std::function<absl::Status()> on_add;
 
  private:
+  static std::string Bytes(size_t value) { return BytesOf(std::vector<size_t>{value}); }
+
   int passes_;
   std::vector<Values> present_;
 };
@@ -164,6 +211,106 @@ TEST_F(ActivationsTest, TheSameValuesFromDiskOrRunAgainWithAnyNumberOfThreads) {
     }
   }
   EXPECT_THAT(scratch_.List(), IsEmpty());
+}
+
+// Keeps everything that was ever saved.
+class AllCheckpoints final : public Checkpoints {
+ public:
+  std::optional<std::string> Load(const std::string&) override { return loaded; }
+  void Save(const std::string& key, const std::string& bytes) override {
+    EXPECT_EQ(key, "calibration");
+    saved.push_back(bytes);
+  }
+
+  std::vector<std::string> saved;
+  std::optional<std::string> loaded;
+};
+
+class CheckpointedActivationsTest : public ActivationsTest {
+ protected:
+  struct Seen {
+    std::vector<std::vector<Recorder::Values>> a, b;
+    CollectSummary summary;
+    std::vector<std::pair<uint64_t, uint64_t>> progress;
+  };
+
+  // 4 batches, 3 passes.
+  Seen Show(Clock clock, double seconds_between_checkpoints) {
+    Recorder a(3);
+    Recorder b(1);
+    Seen seen;
+    CollectOptions options;
+    options.clock = std::move(clock);
+    options.progress = [&](uint64_t done, uint64_t total) { seen.progress.emplace_back(done, total); };
+    options.checkpoint = {
+        .checkpoints = &checkpoints_, .key = "calibration", .log = [this](const std::string& line) { log_.push_back(line); }};
+    options.seconds_between_checkpoints = seconds_between_checkpoints;
+    const auto summary =
+        Collect(*runner_, 7, {{.parts = {{0}, {2}}, .layer = "a"}, {.parts = {{1}}, .layer = "b"}}, {&a, &b}, options);
+    EXPECT_TRUE(summary.ok()) << summary.status();
+    seen.summary = *summary;
+    seen.a = std::move(a.ended);
+    seen.b = std::move(b.ended);
+    return seen;
+  }
+
+  AllCheckpoints checkpoints_;
+  std::vector<std::string> log_;
+};
+
+TEST_F(CheckpointedActivationsTest, GoOnAtEveryBatch) {
+  const Clock still = [] { return 0.0; };  // nothing takes any time
+  const Seen whole = Show(still, 0);
+  const std::vector<std::string> saved = checkpoints_.saved;
+  ASSERT_THAT(saved, SizeIs(12)) << "one behind every batch";
+  EXPECT_THAT(log_, IsEmpty());
+  for (size_t done = 1; done <= saved.size(); ++done) {
+    checkpoints_.loaded = saved[done - 1];
+    log_.clear();
+    const Seen resumed = Show(still, 0);
+    EXPECT_EQ(resumed.a, whole.a) << done;
+    EXPECT_EQ(resumed.b, whole.b) << done;
+    EXPECT_EQ(resumed.summary.passes, 3) << done;
+    EXPECT_FALSE(resumed.summary.spilled) << done;
+    ASSERT_THAT(resumed.progress, SizeIs(13 - done)) << "what is left, and where it goes on";
+    EXPECT_EQ(resumed.progress[0], std::make_pair(uint64_t{done}, (done / 4 + 1) * uint64_t{4}));
+    const std::string where = done == 12
+                                  ? "after its last pass, pass 3,"
+                                  : "at batch " + std::to_string(done % 4 + 1) + " of 4 of pass " + std::to_string(done / 4 + 1);
+    EXPECT_THAT(log_, ElementsAre(HasSubstr("resumed calibration " + where))) << done;
+  }
+}
+
+TEST_F(CheckpointedActivationsTest, CostNextToNothing) {
+  // Every look at the clock is a second later: so is every batch, and saving takes one, so that 50 have to go by.
+  Show([time = 0.0]() mutable { return time += 1; }, 3);
+  EXPECT_THAT(checkpoints_.saved, SizeIs(4)) << "once within the first pass, and at the end of all three";
+}
+
+TEST_F(CheckpointedActivationsTest, StatesOfOtherConsumersAreIgnored) {
+  const Clock still = [] { return 0.0; };
+  const Seen whole = Show(still, 0);
+  state::Collection state;
+  ASSERT_TRUE(state.ParseFromString(checkpoints_.saved[5]));  // the second batch of the second pass
+  const std::map<std::string, std::function<void(state::Collection&)>> changes = {
+      {"one consumer", [](state::Collection& s) { s.mutable_consumers()->RemoveLast(); }},
+      {"three consumers", [](state::Collection& s) { s.add_consumers(s.consumers(0)); }},
+      {"the second one cannot be loaded", [](state::Collection& s) { s.mutable_consumers(1)->clear(); }},
+      {"too many batches", [](state::Collection& s) { s.set_batches(4); }},
+      {"a negative batch", [](state::Collection& s) { s.set_batches(-1); }},
+      {"a negative pass", [](state::Collection& s) { s.set_passes(-1); }},
+  };
+  for (const auto& [what, change] : changes) {
+    state::Collection changed = state;
+    change(changed);
+    checkpoints_.loaded = changed.SerializeAsString();
+    log_.clear();
+    const Seen seen = Show(still, 0);
+    EXPECT_THAT(log_, ElementsAre("checkpoint calibration does not fit this call and is ignored")) << what;
+    EXPECT_THAT(seen.progress, SizeIs(12)) << what;
+    EXPECT_EQ(seen.a, whole.a) << what;
+    EXPECT_EQ(seen.b, whole.b) << what;
+  }
 }
 
 TEST_F(ActivationsTest, GivesTheSpillUpWhereTheDiskTurnsOutSlow) {
@@ -283,12 +430,7 @@ TEST(ChooseSpillTest, ComparesTimesAndSpace) {
   EXPECT_FALSE(ChooseSpill(measure).pays);
 }
 
-TEST(SpillFileTest, NeedsAFolder) {
-  EXPECT_EQ(ReasonOf(SpillFile::Create("/nowhere").status()), v1::STORAGE_ERROR);
-  EXPECT_EQ(SpillSpace("/nowhere"), 0);
-  const TestFolder folder;
-  EXPECT_GT(SpillSpace(folder.string()), 0);
-}
+TEST(SpillFileTest, NeedsAFolder) { EXPECT_EQ(ReasonOf(SpillFile::Create("/nowhere").status()), v1::STORAGE_ERROR); }
 
 }  // namespace
 }  // namespace modelpress::engine

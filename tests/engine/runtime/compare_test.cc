@@ -42,7 +42,7 @@ class CompareTest : public testing::Test {
     folder_.Write("d.npy", FloatNpy({static_cast<int64_t>(x.size())}, x));
     const auto data = CalibrationData::Open(folder_.Files(), "d.npy", reference->inputs(), {});
     EXPECT_TRUE(data.ok()) << data.status();
-    return Compare(*reference, *other, pairs, bounds, **data, max_batches);
+    return Compare(*reference, *other, pairs, bounds, **data, {.max_batches = max_batches});
   }
   const TestFolder folder_;
 };

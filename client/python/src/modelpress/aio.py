@@ -4,7 +4,6 @@ Names: a workspace is "workspaces/{id}", a file "workspaces/{id}/files/{path}", 
 """
 
 import logging
-import os
 import tempfile
 import time
 import uuid
@@ -22,6 +21,7 @@ from google.protobuf import empty_pb2, text_format
 
 from modelpress import errors
 from modelpress.amct import auto_channel_prune_config_pb2
+from modelpress.connection import ConnectionOptions, make_connection
 from modelpress.local_call import LocalCall
 from modelpress.local_files import Digest, Outputs, chunks, digest_of, make_folder
 from modelpress.parameters import (
@@ -60,13 +60,11 @@ from modelpress.parameters import (
 )
 from modelpress.progress import DOWNLOAD, UPLOAD, Progress, ProgressCallback
 from modelpress.transport import (
-    DEFAULT_TARGET,
     AioTransport,
     Method,
     Retries,
     RetryPolicy,
     Transport,
-    default_credentials,
 )
 from modelpress.v1 import compression_pb2, workspaces_pb2
 from modelpress.v1 import operations_pb2 as metadata_pb2
@@ -308,17 +306,23 @@ class AsyncClient:
         credentials: Any = None,
         retry: RetryPolicy | None = None,
         transport: Transport | None = None,
+        **connection: Unpack[ConnectionOptions],
     ) -> None:
         """Opens a channel; nothing is sent yet.
 
         Args:
             target: host:port or another gRPC target; None: variable MODELPRESS_TARGET, else localhost:50051.
-            credentials: grpc.ChannelCredentials; None: plaintext to this machine, else TLS with the system's
-                certificates.
+            credentials: grpc.ChannelCredentials; None: as `connection` and its variables say, by default plaintext to
+                this machine, else TLS with the system's certificates.
             retry: how broken streams and polls are taken up again.
             transport: how calls are made, instead of a channel to `target`.
+            connection: TLS, token and project; see ConnectionOptions.
+
+        Raises:
+            ValueError: options of the connection do not go together.
+            OSError: a certificate or key cannot be read.
         """
-        self._transport = transport or AioTransport(*channel_arguments(target, credentials))
+        self._transport = transport or AioTransport(make_connection(target, credentials, connection))
         self._retry = retry or RetryPolicy()
 
     async def __aenter__(self) -> Self:
@@ -1139,7 +1143,7 @@ class AsyncClient:
         return await self._save_locally(message, model, save_path, files)
 
     async def _configure_locally(
-        self, method: str, message: Any, config_file: LocalPath, model: LocalPath, parameters: Mapping[str, Any]
+        self, message: Any, config_file: LocalPath, model: LocalPath, parameters: Mapping[str, Any]
     ) -> SavedConfig:
         """A call that makes a configuration of a model."""
         names = dict(parameters)
@@ -1182,7 +1186,7 @@ class AsyncClient:
         )
 
     async def _save_locally(
-        self, method: str, message: Any, model: LocalPath, save_path: str, parameters: Mapping[str, Any]
+        self, message: Any, model: LocalPath, save_path: str, parameters: Mapping[str, Any]
     ) -> SavedModels:
         """A save call of retraining, with the files that are given."""
         names = dict(parameters)
@@ -1268,12 +1272,6 @@ class AsyncClient:
             request.page_token = pages[-1].next_page_token
             pages.append(await self._transport.unary(method, request))
         return pages
-
-
-def channel_arguments(target: str | None, credentials: Any) -> tuple[str, Any]:
-    """Target and credentials with their defaults."""
-    chosen = target or os.environ.get("MODELPRESS_TARGET") or DEFAULT_TARGET
-    return chosen, credentials or default_credentials(chosen)
 
 
 def _report(show: ProgressCallback | None, done: int, total: int, stage: str = UPLOAD) -> None:

@@ -11,8 +11,8 @@ from modelpress.aio import (
     SavedConfig,
     SavedModels,
     SavedRecord,
-    channel_arguments,
 )
+from modelpress.connection import ConnectionOptions, make_connection
 from modelpress.parameters import (
     AutoChannelPruneSearchCall,
     AutoChannelPruneSearchFilesCall,
@@ -92,9 +92,16 @@ class Client:
     The arguments of all methods are those of `AsyncClient`'s method of the same name.
     """
 
-    def __init__(self, target: str | None = None, *, credentials: Any = None, retry: RetryPolicy | None = None) -> None:
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        credentials: Any = None,
+        retry: RetryPolicy | None = None,
+        **connection: Unpack[ConnectionOptions],
+    ) -> None:
         """Opens a channel; nothing is sent yet. See AsyncClient for the arguments."""
-        transport = BlockingTransport(*channel_arguments(target, credentials))
+        transport = BlockingTransport(make_connection(target, credentials, connection))
         self._client = AsyncClient(retry=retry, transport=transport)
 
     def __enter__(self) -> Self:

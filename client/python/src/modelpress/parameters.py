@@ -34,9 +34,11 @@ class CallOptions(TypedDict, total=False):
         validate_only: check everything and write nothing.
         execution_timeout: seconds for one attempt; None: the server's limit.
         request_id: a UUID; the same request with the same id gets the same operation again.
+        no_cache: run it even where the server has the result of the same call already.
     """
 
     reference_defects: bool
+    no_cache: bool
     validate_only: bool
     execution_timeout: float | None
     request_id: str | None
@@ -49,9 +51,11 @@ class LocalOptions(TypedDict, total=False):
         reference_defects: bring back the bytes of the reference where it is wrong.
         workspace: a workspace to use and keep; None: a temporary one.
         progress: called for uploads, the operation's stages and downloads.
+        no_cache: run it even where the server has the result of the same call already.
     """
 
     reference_defects: bool
+    no_cache: bool
     workspace: str | None
     progress: ProgressCallback | None
 
@@ -362,6 +366,7 @@ def make_request(message: Any, workspace: str, parameters: Mapping[str, Any]) ->
         request_id=fields.pop("request_id", None) or str(uuid.uuid4()),
         validate_only=fields.pop("validate_only", False),
         reference_defects=fields.pop("reference_defects", False),
+        no_cache=fields.pop("no_cache", False),
     )
     timeout = fields.pop("execution_timeout", None)
     if timeout is not None:

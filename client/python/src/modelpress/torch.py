@@ -16,11 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from modelpress.aio import SavedConfig, SavedModels
+from modelpress.connection import ConnectionOptions
 from modelpress.local_files import require_file, write_file
 from modelpress.parameters import ConfigArguments, DynamicAxes, LocalPath, QuantizeModelFilesCall
 from modelpress.progress import progress_bar
@@ -311,11 +312,12 @@ def connect(
     reference_defects: bool | None = None,
     workspace: str | None = None,
     credentials: Any = None,
+    **connection: Unpack[ConnectionOptions],
 ) -> Session:
     """Makes a session and the default of this module's functions; arguments as in Session."""
     global _default_session  # noqa: PLW0603  the one documented default
     _default_session = Session(
-        target, reference_defects=reference_defects, workspace=workspace, credentials=credentials
+        target, reference_defects=reference_defects, workspace=workspace, credentials=credentials, **connection
     )
     return _default_session
 

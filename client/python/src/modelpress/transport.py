@@ -16,11 +16,11 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 
 from modelpress import errors
+from modelpress.connection import Connection
 
 T = TypeVar("T")
 MessageT = TypeVar("MessageT")
 
-DEFAULT_TARGET = "localhost:50051"
 _UNARY_TIMEOUT_S = 60.0
 
 # Unary calls may be retried by gRPC: they are idempotent (reads, names, request ids). Streams go on at an offset
@@ -122,17 +122,19 @@ class Transport(Protocol):
 class BlockingTransport:
     """Transport over grpc's blocking channel."""
 
-    def __init__(self, target: str, credentials: Any = None) -> None:
-        if credentials is None:
-            self._channel: Any = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    def __init__(self, connection: Connection) -> None:
+        self._arguments = connection.call_arguments
+        options = [*_CHANNEL_OPTIONS, *connection.channel_options]
+        if connection.credentials is None:
+            self._channel: Any = grpc.insecure_channel(connection.target, options=options)
         else:
-            self._channel = grpc.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+            self._channel = grpc.secure_channel(connection.target, connection.credentials, options=options)
 
     async def unary(self, method: Method[MessageT], request: Any, timeout: float = _UNARY_TIMEOUT_S) -> MessageT:
         """See Transport."""
         stub = self._channel.unary_unary(method.path, _serialize, _parser(method))
         try:
-            response: MessageT = stub(request, timeout=timeout)
+            response: MessageT = stub(request, timeout=timeout, **self._arguments())
         except grpc.RpcError as error:
             raise errors.from_rpc_error(error) from error
         return response
@@ -141,7 +143,7 @@ class BlockingTransport:
         """See Transport."""
         stub = self._channel.stream_unary(method.path, _serialize, _parser(method))
         source = _Source(requests)
-        call = stub.future(source)
+        call = stub.future(source, **self._arguments())
         try:
             response: MessageT = call.result()
         except grpc.FutureCancelledError:
@@ -155,7 +157,7 @@ class BlockingTransport:
     async def receive(self, method: Method[MessageT], request: Any, sink: Callable[[MessageT], None]) -> None:
         """See Transport."""
         stub = self._channel.unary_stream(method.path, _serialize, _parser(method))
-        call = stub(request)
+        call = stub(request, **self._arguments())
         try:
             for response in call:
                 sink(response)
@@ -180,17 +182,20 @@ class BlockingTransport:
 class AioTransport:
     """Transport over grpc.aio. Blocking code runs in threads, so that the event loop never waits for a disk."""
 
-    def __init__(self, target: str, credentials: Any = None) -> None:
-        if credentials is None:
-            self._channel: Any = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    def __init__(self, connection: Connection) -> None:
+        self._arguments = connection.call_arguments
+        options = [*_CHANNEL_OPTIONS, *connection.channel_options]
+        if connection.credentials is None:
+            self._channel: Any = grpc.aio.insecure_channel(connection.target, options=options)
         else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(connection.target, connection.credentials, options=options)
 
     async def unary(self, method: Method[MessageT], request: Any, timeout: float = _UNARY_TIMEOUT_S) -> MessageT:
         """See Transport."""
         stub = self._channel.unary_unary(method.path, _serialize, _parser(method))
+        arguments = await asyncio.to_thread(self._arguments)
         try:
-            response: MessageT = await stub(request, timeout=timeout)
+            response: MessageT = await stub(request, timeout=timeout, **arguments)
         except grpc.RpcError as error:
             raise errors.from_rpc_error(error) from error
         return response
@@ -204,7 +209,7 @@ class AioTransport:
             while (request := await asyncio.to_thread(next, source, None)) is not None:
                 yield request
 
-        call = stub(stream())
+        call = stub(stream(), **await asyncio.to_thread(self._arguments))
         try:
             response: MessageT = await call
         except asyncio.CancelledError:
@@ -220,7 +225,7 @@ class AioTransport:
     async def receive(self, method: Method[MessageT], request: Any, sink: Callable[[MessageT], None]) -> None:
         """See Transport."""
         stub = self._channel.unary_stream(method.path, _serialize, _parser(method))
-        call = stub(request)
+        call = stub(request, **await asyncio.to_thread(self._arguments))
         try:
             async for response in call:
                 await asyncio.to_thread(sink, response)
@@ -251,17 +256,6 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     coroutine.close()
     raise AssertionError("logic over a BlockingTransport suspended")
-
-
-def default_credentials(target: str) -> Any:
-    """None (plaintext) for targets on this machine, TLS with the system's root certificates for all others."""
-    if target.startswith(("unix:", "unix-abstract:")):
-        return None
-    host = target.removeprefix("dns:").lstrip("/").rpartition(":")[0] or target
-    host = host.removeprefix("ipv4:").removeprefix("ipv6:").strip("[]")
-    if host in {"localhost", "::1"} or host.startswith("127."):
-        return None
-    return grpc.ssl_channel_credentials()
 
 
 class _Source:
