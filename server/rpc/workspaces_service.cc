@@ -1,6 +1,7 @@
 #include "server/rpc/workspaces_service.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
@@ -45,9 +46,13 @@ absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow&
 // asked for, so that memory holds one message per stream and only one thread at a time touches the state.
 class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesRequest> {
  public:
-  UploadReactor(const TransferContext& context, v1::Upload* response)
-      : context_(context), response_(response), entered_(context.calls.Enter()) {
-    if (entered_.ok()) {
+  // `open`: streams that are under way, counted here.
+  UploadReactor(const TransferContext& context, std::atomic<int>& open, int max_open, v1::Upload* response)
+      : context_(context), open_(open), response_(response), entered_(context.calls.Enter()) {
+    if (++open_ > max_open && entered_.ok()) {
+      Finish(ToGrpcStatus(MakeError(
+          v1::UPLOAD_BUSY, absl::StrCat(max_open, " uploads are under way, as many as the server takes; try again in a moment"))));
+    } else if (entered_.ok()) {
       StartRead(&message_);
     } else {
       Finish(ToGrpcStatus(entered_));
@@ -58,6 +63,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
     context_.calls.Run([this, ok] { ok ? Take() : End(); });
   }
   void OnDone() override {
+    --open_;
     if (entered_.ok()) {
       context_.calls.Leave();
     }
@@ -150,6 +156,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
   }
 
   const TransferContext context_;
+  std::atomic<int>& open_;
   v1::Upload* const response_;
   const absl::Status entered_;
   v1::UploadBytesRequest message_;
@@ -345,7 +352,7 @@ grpc::ServerUnaryReactor* WorkspacesService::GetUpload(grpc::CallbackServerConte
 
 grpc::ServerReadReactor<v1::UploadBytesRequest>* WorkspacesService::UploadBytes(grpc::CallbackServerContext*,
                                                                                 v1::Upload* response) {
-  return new UploadReactor(context_, response);
+  return new UploadReactor(context_, open_uploads_, max_open_uploads_, response);
 }
 
 grpc::ServerWriteReactor<v1::DownloadFileResponse>* WorkspacesService::DownloadFile(grpc::CallbackServerContext*,

@@ -1,5 +1,6 @@
 #include "engine/formats/json_text.h"
 
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
