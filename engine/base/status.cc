@@ -22,7 +22,9 @@ std::optional<google::rpc::ErrorInfo> GetInfo(const absl::Status& status) {
 }
 
 void SetInfo(absl::Status& status, const google::rpc::ErrorInfo& info) {
-  status.SetPayload(kErrorInfoUrl, absl::Cord(info.SerializeAsString()));
+  const std::string bytes = info.SerializeAsString();
+  // Not from the std::string itself: GCC and Clang have different names for that constructor, and abseil is built with one of them.
+  status.SetPayload(kErrorInfoUrl, absl::Cord(absl::string_view(bytes)));
 }
 
 // Fills `info` from the parts of `place` that it lacks.
