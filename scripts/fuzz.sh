@@ -31,7 +31,7 @@ run_target() { # TARGET SECONDS
   local -a options=(-max_total_time="$seconds" -max_len=65536 -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 -artifact_prefix="$findings/")
   rm -rf "$seeds"
   mkdir -p "$corpus" "$findings" "$seeds"
-  golden_files "$target" | while read -r file; do cp "$file" "$seeds/$(sha1sum <"$file" | cut -c1-40)"; done
+  golden_files "$target" | xargs --no-run-if-empty --delimiter='\n' cp --backup=numbered --target-directory="$seeds"
   local -a inputs=("$corpus" "$seeds")
   local kind
   for kind in regressions seeds corpus; do
@@ -57,10 +57,13 @@ keep_corpus() { # TARGET INPUTS...
   "$BIN/${target}_fuzzer" -merge=1 -max_len=65536 "$reduced" "$@" >/dev/null 2>&1
   mkdir -p "$SOURCE/corpus/$target"
   rm -f "$SOURCE/corpus/$target"/*
-  find "$reduced" -type f -printf '%s %p\n' | sort -n | while read -r size file; do
+  # libFuzzer calls a file by its SHA-1.
+  find "/build/fuzz-seeds/$target" "$SOURCE/seeds/$target" "$SOURCE/regressions/$target" -type f -exec sha1sum {} + 2>/dev/null |
+    cut -c1-40 | while read -r name; do rm -f "$reduced/$name"; done
+  find "$reduced" -type f -printf '%s %f\n' | sort -n | while read -r size file; do
     total=$((total + size))
     [[ $total -le $KEEP_BYTES ]] || break
-    [[ -e /build/fuzz-seeds/$target/$(sha1sum <"$file" | cut -c1-40) ]] || cp "$file" "$SOURCE/corpus/$target/"
+    cp "$reduced/$file" "$SOURCE/corpus/$target/"
   done
   rm -rf "$reduced"
 }

@@ -1,5 +1,6 @@
-// How much of anything the engine takes from a file that a caller uploaded. Every one is checked before memory or work is spent in
-// proportion to what the file says; beyond it the file is refused with the reason noted. docs/server.md lists them for callers.
+// How much of anything the engine takes from a file that a caller uploaded. Every one is checked before memory or work is spent
+// in proportion to what the file says; beyond it the file is refused with the reason noted. docs/server.md lists them for
+// callers.
 #ifndef MODELPRESS_ENGINE_BASE_LIMITS_H_
 #define MODELPRESS_ENGINE_BASE_LIMITS_H_
 
@@ -15,16 +16,16 @@ inline constexpr size_t kMaxErrorMessageBytes = 1024;
 namespace engine {
 
 // ONNX files: MODEL_LIMIT.
-inline constexpr uint64_t kMaxModelItems = 2'000'000;      // nodes and initializers, subgraphs and inlined functions included
-inline constexpr int kMaxModelDepth = 100;                 // nested messages (protobuf's own limit): some 32 graphs in graphs;
-                                                           // functions that call functions
+inline constexpr uint64_t kMaxModelItems = 2'000'000;        // nodes and initializers, subgraphs and inlined functions included
+inline constexpr int kMaxModelDepth = 100;                   // nested messages (protobuf's own limit): some 32 graphs in graphs;
+                                                             // functions that call functions
 inline constexpr uint64_t kMaxModelInlineBytes = 256 << 20;  // everything but the data of big tensors
-inline constexpr int kMaxNodeAttributes = 1'000;           // of one node
-inline constexpr int kMaxNodeValues = 100'000;             // inputs of one node, and outputs
-inline constexpr size_t kMaxModelNameBytes = 4'096;        // of a node, a tensor, an operator, a domain, an external file
+inline constexpr int kMaxNodeAttributes = 1'000;             // of one node
+inline constexpr int kMaxNodeValues = 100'000;               // inputs of one node, and outputs
+inline constexpr size_t kMaxModelNameBytes = 4'096;          // of a node, a tensor, an operator, a domain, an external file
 inline constexpr int kMaxTensorDims = 32;
 inline constexpr uint64_t kMaxTensorElements = uint64_t{1} << 56;  // beyond any file; sizes computed from it do not overflow
-inline constexpr uint64_t kMaxExternalFiles = 4'096;       // each is open and mapped while the model is
+inline constexpr uint64_t kMaxExternalFiles = 4'096;               // each is open and mapped while the model is
 
 // Record files and simple configurations (protobuf text): RECORD_SYNTAX, CONFIG_SYNTAX.
 inline constexpr uint64_t kMaxRecordBytes = 512 << 20;
@@ -38,6 +39,9 @@ inline constexpr int kMaxJsonDepth = 64;
 inline constexpr uint64_t kMaxManifestBytes = 16 << 20;
 inline constexpr uint64_t kMaxPlanBytes = 64 << 20;
 
+// What a configuration may ask for: CONFIG_VALUE.
+inline constexpr double kMaxSearchSteps = 100'000;  // of an activation's range (60 by default), each a pass over a histogram
+
 // Weights (safetensors): WEIGHTS_INVALID. As many tensors and dims as a model may have.
 inline constexpr uint64_t kMaxSafetensorsHeader = 100'000'000;  // bytes; the format's own limit
 
@@ -48,8 +52,8 @@ inline constexpr uint64_t kMaxTensorProtoBytes = 128 << 20;          // a file t
 inline constexpr uint64_t kMaxNpzMembers = 100'000;
 inline constexpr size_t kMaxNpzNameBytes = 1'024;
 inline constexpr uint64_t kMaxNpzInflatedBytes = uint64_t{256} << 30;  // of all members
-// Of all members, to the bytes of the archive. Deflate reaches 1,032 with nothing but zeros, data some 20. Archives that unpack to
-// less than kNpzRatioFrom may have any ratio: a few arrays of zeros are no attack.
+// Of all members, to the bytes of the archive. Deflate reaches 1,032 with nothing but zeros, data some 20. Archives that unpack
+// to less than kNpzRatioFrom may have any ratio: a few arrays of zeros are no attack.
 inline constexpr uint64_t kMaxNpzRatio = 200;
 inline constexpr uint64_t kNpzRatioFrom = 64 << 20;
 // numpy itself stops at 10,000 unless told otherwise; a plain array needs some 100.

@@ -23,7 +23,8 @@ std::optional<google::rpc::ErrorInfo> GetInfo(const absl::Status& status) {
 
 void SetInfo(absl::Status& status, const google::rpc::ErrorInfo& info) {
   const std::string bytes = info.SerializeAsString();
-  // Not from the std::string itself: GCC and Clang have different names for that constructor, and abseil is built with one of them.
+  // Not from the std::string itself: GCC and Clang have different names for that constructor, and abseil is built with one of
+  // them.
   status.SetPayload(kErrorInfoUrl, absl::Cord(absl::string_view(bytes)));
 }
 

@@ -123,7 +123,8 @@ class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
   // A value takes some 200 bytes where the text needs two.
   bool Count() {
     if (++values_ > kMaxJsonValues) {
-      status_ = MakeError(v1::CONFIG_SYNTAX, absl::StrCat("the file holds more than ", kMaxJsonValues, " values"), {.file = file_});
+      status_ =
+          MakeError(v1::CONFIG_SYNTAX, absl::StrCat("the file holds more than ", kMaxJsonValues, " values"), {.file = file_});
     }
     return values_ <= kMaxJsonValues;
   }
@@ -224,8 +225,8 @@ absl::string_view NameOfKind(JsonValue::Kind kind) {
 
 absl::StatusOr<JsonValue> ParseJson(absl::string_view text, const std::string& file) {
   if (text.size() > kMaxJsonBytes) {
-    return MakeError(v1::CONFIG_SYNTAX, absl::StrCat("the file has ", text.size(), " bytes; at most ", kMaxJsonBytes, " are read"),
-                     {.file = file});
+    return MakeError(v1::CONFIG_SYNTAX,
+                     absl::StrCat("the file has ", text.size(), " bytes; at most ", kMaxJsonBytes, " are read"), {.file = file});
   }
   absl::ConsumePrefix(&text, "\xEF\xBB\xBF");  // the byte order mark that some editors write
   // The parser takes a NUL for the end.

@@ -169,7 +169,8 @@ absl::StatusOr<std::string> ReadText(const CallContext& context, const std::stri
   MP_RETURN_IF_ERROR(AtPlace(input.status(), {.field = field, .file = file}));
   const absl::Span<const uint8_t> bytes = (*input)->mapping();
   if (bytes.size() > kMaxRecordBytes) {  // the largest of all texts; what is made of them has limits of its own
-    return MakeError(v1::REQUEST_INVALID, absl::StrCat("the file has ", bytes.size(), " bytes; at most ", kMaxRecordBytes, " are read"),
+    return MakeError(v1::REQUEST_INVALID,
+                     absl::StrCat("the file has ", bytes.size(), " bytes; at most ", kMaxRecordBytes, " are read"),
                      {.field = field, .file = file});
   }
   return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());

@@ -148,8 +148,8 @@ absl::StatusOr<std::string> CleanLocation(absl::string_view location) {
   return absl::StrJoin(parts, "/");
 }
 
-// Who calls functions of the model itself inlines them, nested calls too: a few of them can stand for more nodes than fit anywhere,
-// and one that calls itself for endlessly many. So the calls are followed here first.
+// Who calls functions of the model itself inlines them, nested calls too: a few of them can stand for more nodes than fit
+// anywhere, and one that calls itself for endlessly many. So the calls are followed here first.
 class FunctionCalls {
  public:
   FunctionCalls(const Model& model, const ModelLimits& limits) : model_(model), limits_(limits) {
@@ -214,7 +214,8 @@ class FunctionCalls {
   }
 
   absl::Status TooDeep(const ErrorPlace& place) const {
-    return MakeError(v1::MODEL_LIMIT, absl::StrCat("functions call functions more than ", limits_.max_depth, " levels deep"), place);
+    return MakeError(v1::MODEL_LIMIT, absl::StrCat("functions call functions more than ", limits_.max_depth, " levels deep"),
+                     place);
   }
 
   absl::Status Add(uint64_t nodes, Size& size) const {

@@ -862,7 +862,8 @@ std::set<std::string> Layers::OtherwisePadded() const {
 absl::StatusOr<v1::ModuleManifest> ReadModuleManifest(absl::string_view json, const std::string& file) {
   if (json.size() > kMaxManifestBytes) {
     return MakeError(v1::MANIFEST_INVALID,
-                     absl::StrCat("the file has ", json.size(), " bytes; at most ", kMaxManifestBytes, " are read"), {.file = file});
+                     absl::StrCat("the file has ", json.size(), " bytes; at most ", kMaxManifestBytes, " are read"),
+                     {.file = file});
   }
   v1::ModuleManifest manifest;
   const auto parsed = google::protobuf::util::JsonStringToMessage({json.data(), json.size()}, &manifest);

@@ -6,14 +6,14 @@
 
 namespace modelpress::server {
 
-inline constexpr int kMaxMessageBytes = 4 << 20;         // of one message, in either direction; gRPC: RESOURCE_EXHAUSTED
-inline constexpr int kMaxMetadataBytes = 16 << 10;       // of a call's headers; gRPC: RESOURCE_EXHAUSTED
-inline constexpr int kMaxStreamsPerConnection = 1'000;   // calls at a time; more wait in the client
-inline constexpr size_t kMaxRpcMemoryBytes = 1 << 30;    // of gRPC's buffers, all connections together
-inline constexpr int kMaxOpenUploads = 256;              // UploadBytes streams at a time, each with a message in memory: UPLOAD_BUSY
-inline constexpr int kConnectionIdleMs = 30 * 60'000;    // a connection without calls is closed after it
-inline constexpr int kKeepaliveMs = 60'000;              // a silent connection is asked whether it still lives,
-inline constexpr int kKeepaliveTimeoutMs = 20'000;       // and closed where no answer comes
+inline constexpr int kMaxMessageBytes = 4 << 20;        // of one message, in either direction; gRPC: RESOURCE_EXHAUSTED
+inline constexpr int kMaxMetadataBytes = 16 << 10;      // of a call's headers; gRPC: RESOURCE_EXHAUSTED
+inline constexpr int kMaxStreamsPerConnection = 1'000;  // calls at a time; more wait in the client
+inline constexpr size_t kMaxRpcMemoryBytes = 1 << 30;   // of gRPC's buffers, all connections together
+inline constexpr int kMaxOpenUploads = 256;  // UploadBytes streams at a time, each with a message in memory: UPLOAD_BUSY
+inline constexpr int kConnectionIdleMs = 30 * 60'000;  // a connection without calls is closed after it
+inline constexpr int kKeepaliveMs = 60'000;            // a silent connection is asked whether it still lives,
+inline constexpr int kKeepaliveTimeoutMs = 20'000;     // and closed where no answer comes
 
 }  // namespace modelpress::server
 

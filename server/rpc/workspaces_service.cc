@@ -50,8 +50,9 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
   UploadReactor(const TransferContext& context, std::atomic<int>& open, int max_open, v1::Upload* response)
       : context_(context), open_(open), response_(response), entered_(context.calls.Enter()) {
     if (++open_ > max_open && entered_.ok()) {
-      Finish(ToGrpcStatus(MakeError(
-          v1::UPLOAD_BUSY, absl::StrCat(max_open, " uploads are under way, as many as the server takes; try again in a moment"))));
+      Finish(ToGrpcStatus(
+          MakeError(v1::UPLOAD_BUSY,
+                    absl::StrCat(max_open, " uploads are under way, as many as the server takes; try again in a moment"))));
     } else if (entered_.ok()) {
       StartRead(&message_);
     } else {

@@ -1,4 +1,5 @@
-// A small model as configurations see it, for the fuzz targets that read them. Its names are those of tests/golden/config/_models.
+// A small model as configurations see it, for the fuzz targets that read them. Its names are those of
+// tests/golden/config/_models.
 #ifndef MODELPRESS_TESTS_FUZZ_CATALOGS_H_
 #define MODELPRESS_TESTS_FUZZ_CATALOGS_H_
 
@@ -22,7 +23,7 @@ inline RetrainCatalog SmallRetrainCatalog() {
   return {.layers = {{.name = "conv1", .type = "Conv2d"},
                      {.name = "conv2", .type = "Conv2d", .groups = 2},
                      {.name = "layer1.0.conv1", .type = "Conv2d"},
-                     {.name = "pool", .type = "AvgPool2d"},
+                     {.name = "rnn", .type = "LSTM", .packed_sizes = {8, 4}},
                      {.name = "shared", .type = "Linear", .why_not_quant = "it is used more than once"},
                      {.name = "fc", .type = "Linear", .why_not_filter = "its outputs are the model's"}},
           .other_modules = {"relu", "layer1"}};

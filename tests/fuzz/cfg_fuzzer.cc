@@ -29,11 +29,13 @@ void Run(absl::string_view cfg) {
     if (retrained.ok()) {
       RequireClear(ReadRetrainConfig(retrain, retrained->json, "config.json").status());
     }
-    for (const RetrainAbilities abilities : {RetrainAbilities::kQuant, RetrainAbilities::kPrune, RetrainAbilities::kQuantAndPrune}) {
+    for (const RetrainAbilities abilities :
+         {RetrainAbilities::kQuant, RetrainAbilities::kPrune, RetrainAbilities::kQuantAndPrune}) {
       RequireClear(ReadRetrainDefinition(retrain, cfg, "in.cfg", abilities, defects).status());
     }
     const auto overrides = [](const std::string& name) -> absl::StatusOr<std::string> {
-      return name == "empty.cfg" ? absl::StatusOr<std::string>("") : MakeError(v1::FILE_NOT_FOUND, "no such file", {.file = name});
+      return name == "empty.cfg" ? absl::StatusOr<std::string>("")
+                                 : MakeError(v1::FILE_NOT_FOUND, "no such file", {.file = name});
     };
     RequireClear(ReadAutoChannelPruneConfig(retrain, cfg, "in.cfg", overrides, defects).status());
   }

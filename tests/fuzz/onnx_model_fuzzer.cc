@@ -1,5 +1,5 @@
-// An uploaded ONNX file, with two files of external data beside it: read, checked, made a graph, its layers found, and made a model
-// again, as every function does with its model first.
+// An uploaded ONNX file, with two files of external data beside it: read, checked, made a graph, its layers found, and made a
+// model again, as every function does with its model first.
 #include <algorithm>
 #include <cstdint>
 #include <utility>

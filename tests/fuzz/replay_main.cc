@@ -1,6 +1,5 @@
-// Gives files, or the files of folders, to a fuzz target: REPLAY [--suffix=.npz]... [--max_bytes=N] PATH...; both options hold for
-// the folders behind them.
-// Fails where none was found: a test that replays nothing shows nothing.
+// Gives files, or the files of folders, to a fuzz target: REPLAY [--suffix=.npz]... [--max_bytes=N] PATH...; both options hold
+// for the folders behind them. Fails where none was found: a test that replays nothing shows nothing.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>

@@ -60,7 +60,10 @@ def define_retrain(client: modelpress.Client, workspace: str, folder: str) -> An
 def configure(client: modelpress.Client, workspace: str, folder: str) -> Any:
     """quantize_model with a JSON configuration, without data."""
     return client.quantize_model(
-        workspace, f"{folder}/m.onnx", config_file=f"{folder}/c.json", modified_onnx_file=f"{folder}/out/m.onnx",
+        workspace,
+        f"{folder}/m.onnx",
+        config_file=f"{folder}/c.json",
+        modified_onnx_file=f"{folder}/out/m.onnx",
         record_file=f"{folder}/out/r.txt",
     )
 
@@ -76,6 +79,17 @@ def calibrate_npz(client: modelpress.Client, workspace: str, folder: str) -> Any
     """quantize_model with data in an archive: ONNX Runtime runs the model."""
     return client.quantize_model(
         workspace, f"{folder}/m.onnx", calibration_data=f"{folder}/d.npz", save_path=f"{folder}/out/m"
+    )
+
+
+def calibrate_briefly(client: modelpress.Client, workspace: str, folder: str) -> Any:
+    """The same with a deadline, for what has no end of its own."""
+    return client.quantize_model(
+        workspace,
+        f"{folder}/m.onnx",
+        calibration_data=f"{folder}/d.npz",
+        save_path=f"{folder}/out/m",
+        execution_timeout=5,
     )
 
 
@@ -96,6 +110,17 @@ def calibrate_pb(client: modelpress.Client, workspace: str, folder: str) -> Any:
 CALLS: dict[str, Call] = {
     call.__name__: call
     for call in (
-        save, prune, restore, search, define, define_retrain, configure, manifest, calibrate_npz, calibrate_npy, calibrate_pb,
+        save,
+        prune,
+        restore,
+        search,
+        define,
+        define_retrain,
+        configure,
+        manifest,
+        calibrate_npz,
+        calibrate_briefly,
+        calibrate_npy,
+        calibrate_pb,
     )
 }

@@ -29,7 +29,6 @@ class Case:
         name: unique.
         files: content by path in the case's folder; the good files are there too where these do not replace them.
         call: name of a function of calls.py.
-        blame: the file that the error must name; None: the first of `files`.
         reasons: those that are right; empty: any that is clear.
         harmless: why the call may as well succeed: legal, though odd.
     """
@@ -37,18 +36,12 @@ class Case:
     name: str
     files: dict[str, Content]
     call: str = "save"
-    blame: str | None = None
     reasons: frozenset[str] = field(default_factory=frozenset)
     harmless: str = ""
 
     def content(self) -> dict[str, bytes]:
         """The files, made now where they are big or slow to make."""
         return {path: made if isinstance(made, bytes) else made() for path, made in self.files.items()}
-
-    @property
-    def blamed(self) -> str:
-        """The file that the error must name."""
-        return self.blame or next(iter(self.files))
 
 
 GENERATORS: list[Callable[[], Iterator[Case]]] = []
@@ -73,7 +66,7 @@ def reasons(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-# ---- good files ------------------------------------------------------------------------------------------------------
+# ---- good files --------------------------------------------------------------------------------------
 
 
 def good_model() -> onnx.ModelProto:
@@ -98,7 +91,12 @@ def good_model() -> onnx.ModelProto:
         "good",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5])],
-        [tensor("conv1.weight", 16, 3, 3, 3), tensor("conv1.bias", 16), tensor("fc.weight", 5, 16), tensor("fc.bias", 5)],
+        [
+            tensor("conv1.weight", 16, 3, 3, 3),
+            tensor("conv1.bias", 16),
+            tensor("fc.weight", 5, 16),
+            tensor("fc.bias", 5),
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
@@ -108,7 +106,9 @@ GOOD_RECORD = (
     'record { key: "fc" value { scale_d: 0.05 offset_d: -3 scale_w: 0.02 offset_w: 0 } }\n'
 )
 GOOD_CFG = "batch_num: 1\n"
-GOOD_PRUNE_CFG = "prune_config { filter_pruner { balanced_l2_norm_filter_prune { prune_ratio: 0.5 ascend_optimized: false } } }\n"
+GOOD_PRUNE_CFG = (
+    "prune_config { filter_pruner { balanced_l2_norm_filter_prune { prune_ratio: 0.5 ascend_optimized: false } } }\n"
+)
 GOOD_SEARCH_CFG = "compress_ratio: 1.5\nascend_optimized: false\n"
 
 
@@ -136,7 +136,11 @@ def good_config() -> dict[str, Any]:
         "do_fusion": True,
         "skip_fusion_layers": [],
     }
-    return head | {"conv1": layer_config(), "fc": layer_config() | {"weight_quant_params": {"num_bits": 8, "wts_algo": "arq_quantize", "channel_wise": False}}}
+    return head | {
+        "conv1": layer_config(),
+        "fc": layer_config()
+        | {"weight_quant_params": {"num_bits": 8, "wts_algo": "arq_quantize", "channel_wise": False}},
+    }
 
 
 def good_manifest() -> dict[str, Any]:
@@ -186,7 +190,12 @@ def good_weights() -> bytes:
     """The weights of good_model's modules."""
     header: dict[str, Any] = {}
     data = b""
-    for name, shape in (("conv1.weight", [16, 3, 3, 3]), ("conv1.bias", [16]), ("fc.weight", [5, 16]), ("fc.bias", [5])):
+    for name, shape in (
+        ("conv1.weight", [16, 3, 3, 3]),
+        ("conv1.bias", [16]),
+        ("fc.weight", [5, 16]),
+        ("fc.bias", [5]),
+    ):
         part = np.ones(shape, np.float32).tobytes()
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(part)]}
         data += part
@@ -206,11 +215,14 @@ def good_files() -> dict[str, bytes]:
         "d.npz": npz(x=np.ones((2, 3, 8, 8), np.float32)),
         "d.npy": npy(np.ones((2, 3, 8, 8), np.float32)),
         "w.safetensors": good_weights(),
-        "sens.safetensors": safetensors({"conv1": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}, np.arange(16, dtype=np.float32).tobytes()),
+        "sens.safetensors": safetensors(
+            {"conv1": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}},
+            np.arange(16, dtype=np.float32).tobytes(),
+        ),
     }
 
 
-# ---- protobuf by hand --------------------------------------------------------------------------------------------------
+# ---- protobuf by hand --------------------------------------------------------------------------------------
 
 
 def varint(value: int) -> bytes:

@@ -24,7 +24,7 @@ GOOD = np.ones((2, 3, 8, 8), np.float32)
 STORED, DEFLATED = 0, 8
 
 
-# ---- zip archives by hand ------------------------------------------------------------------------------------------------
+# ---- zip archives by hand --------------------------------------------------------------------------------------
 
 
 class Member:
@@ -45,22 +45,49 @@ class Member:
     def local(self) -> bytes:
         """Local header and data."""
         head = struct.pack(
-            "<IHHHHHIIIHH", 0x04034B50, 20, self.flags, self.method, 0, 0, self.crc & 0xFFFFFFFF, self.packed & 0xFFFFFFFF,
-            self.unpacked & 0xFFFFFFFF, len(self.name), 0,
+            "<IHHHHHIIIHH",
+            0x04034B50,
+            20,
+            self.flags,
+            self.method,
+            0,
+            0,
+            self.crc & 0xFFFFFFFF,
+            self.packed & 0xFFFFFFFF,
+            self.unpacked & 0xFFFFFFFF,
+            len(self.name),
+            0,
         )
         return head + self.name + self.data
 
     def central(self, offset: int) -> bytes:
         """Entry of the directory."""
         head = struct.pack(
-            "<IHHHHHHIIIHHHHHII", 0x02014B50, 20, 20, self.flags, self.method, 0, 0, self.crc & 0xFFFFFFFF,
-            self.packed & 0xFFFFFFFF, self.unpacked & 0xFFFFFFFF, len(self.name), len(self.extra), 0, 0, 0, 0,
+            "<IHHHHHHIIIHHHHHII",
+            0x02014B50,
+            20,
+            20,
+            self.flags,
+            self.method,
+            0,
+            0,
+            self.crc & 0xFFFFFFFF,
+            self.packed & 0xFFFFFFFF,
+            self.unpacked & 0xFFFFFFFF,
+            len(self.name),
+            len(self.extra),
+            0,
+            0,
+            0,
+            0,
             offset & 0xFFFFFFFF,
         )
         return head + self.name + self.extra
 
 
-def archive(*members: Member, entries: int | None = None, directory_offset: int | None = None, comment: bytes = b"") -> bytes:
+def archive(
+    *members: Member, entries: int | None = None, directory_offset: int | None = None, comment: bytes = b""
+) -> bytes:
     """An archive of these members; what the end says can be given otherwise."""
     body = bytearray()
     directory = bytearray()
@@ -70,8 +97,15 @@ def archive(*members: Member, entries: int | None = None, directory_offset: int 
             body += member.local()
     count = len(members) if entries is None else entries
     end = struct.pack(
-        "<IHHHHIIH", 0x06054B50, 0, 0, count & 0xFFFF, count & 0xFFFF, len(directory),
-        len(body) if directory_offset is None else directory_offset, len(comment),
+        "<IHHHHIIH",
+        0x06054B50,
+        0,
+        0,
+        count & 0xFFFF,
+        count & 0xFFFF,
+        len(directory),
+        len(body) if directory_offset is None else directory_offset,
+        len(comment),
     )
     return bytes(body + directory + end + comment)
 
@@ -124,7 +158,10 @@ def archives() -> Iterator[Case]:
         yield npz_case(f"method_{method}", archive(Member(b"x.npy", good, method=method)))
     yield npz_case("deflate_of_garbage", archive(Member(b"x.npy", b"\xff" * 100, method=DEFLATED, unpacked=len(good))))
     yield npz_case("deflate_bomb_behind_header", lambda: archive(packed(b"x.npy", bytes(100 << 20))))
-    yield npz_case("deflate_cut", archive(Member(b"x.npy", deflated(good)[:-10], method=DEFLATED, unpacked=len(good), crc=zlib.crc32(good))))
+    yield npz_case(
+        "deflate_cut",
+        archive(Member(b"x.npy", deflated(good)[:-10], method=DEFLATED, unpacked=len(good), crc=zlib.crc32(good))),
+    )
     yield npz_case("offset_beyond_file", archive(Member(b"x.npy", good, offset=0x7FFFFFFF)))
     yield npz_case("offset_into_itself", archive(Member(b"x.npy", good, offset=7)))
     yield npz_case("directory_beyond_file", archive(Member(b"x.npy", good), directory_offset=0x7FFFFFFF))
@@ -169,12 +206,14 @@ def archives() -> Iterator[Case]:
 
 def shared(name: bytes, other: Member) -> Member:
     """A member that is only in the directory: its bytes are those of the archive's first one."""
-    member = Member(name, b"", method=other.method, packed=other.packed, unpacked=other.unpacked, crc=other.crc, offset=0)
+    member = Member(
+        name, b"", method=other.method, packed=other.packed, unpacked=other.unpacked, crc=other.crc, offset=0
+    )
     member.only_in_directory = True
     return member
 
 
-# ---- arrays --------------------------------------------------------------------------------------------------------------
+# ---- arrays --------------------------------------------------------------------------------------
 
 
 def npy_header(text: str | bytes, data: bytes = b"", version: bytes = b"\x01\x00", length: int | None = None) -> bytes:
@@ -208,35 +247,66 @@ def arrays() -> Iterator[Case]:
         return Case(f"npy_{name}", {"d.npy": content}, call="calibrate_npy", reasons=UNREADABLE)
 
     for name, shape in {
-        "huge": "(9223372036854775807, 3, 8, 8)", "overflowing": "(4294967296, 4294967296, 4)", "beyond_64_bits": "(99999999999999999999, 3, 8, 8)",
-        "negative": "(-2, 3, 8, 8)", "zero": "(0, 3, 8, 8)", "float": "(2.0, 3, 8, 8)", "nested": "((2, 3), 8, 8)", "an_int": "2",
-        "a_text": "'2'", "of_a_hundred": "(" + "1," * 100 + ")", "code": "(__import__('os').system('touch /tmp/modelpress-was-here'),)",
-        "expression": "(1+1, 3, 8, 8)", "unfinished": "(2, 3", "hex": "(0x2, 3, 8, 8)", "true": "(True, 3, 8, 8)",
-        "terabytes": "(1000000000, 3, 8, 8)", "underscores": "(2_0, 3, 8, 8)",
+        "huge": "(9223372036854775807, 3, 8, 8)",
+        "overflowing": "(4294967296, 4294967296, 4)",
+        "beyond_64_bits": "(99999999999999999999, 3, 8, 8)",
+        "negative": "(-2, 3, 8, 8)",
+        "zero": "(0, 3, 8, 8)",
+        "float": "(2.0, 3, 8, 8)",
+        "nested": "((2, 3), 8, 8)",
+        "an_int": "2",
+        "a_text": "'2'",
+        "of_a_hundred": "(" + "1," * 100 + ")",
+        "code": "(__import__('os').system('touch /tmp/modelpress-was-here'),)",
+        "expression": "(1+1, 3, 8, 8)",
+        "unfinished": "(2, 3",
+        "hex": "(0x2, 3, 8, 8)",
+        "true": "(True, 3, 8, 8)",
+        "terabytes": "(1000000000, 3, 8, 8)",
+        "underscores": "(2_0, 3, 8, 8)",
     }.items():
         yield case(f"shape_{name}", npy_header(shape_header(shape), bytes_))
     for name, descr in {
-        "objects": "'|O'", "structured": "[('a', '<f4')]", "big_endian": "'>f4'", "unknown": "'<z4'", "empty": "''", "void": "'|V8'",
-        "text": "'<U8'", "bytes": "'|S4'", "complex": "'<c8'", "date": "'<M8[ns]'", "wide": "'<f16'", "code": "__import__('os')", "no_text": "4",
-        "lambda": "(lambda: 0)()", "not_utf8": "'\\xff'",
+        "objects": "'|O'",
+        "structured": "[('a', '<f4')]",
+        "big_endian": "'>f4'",
+        "unknown": "'<z4'",
+        "empty": "''",
+        "void": "'|V8'",
+        "text": "'<U8'",
+        "bytes": "'|S4'",
+        "complex": "'<c8'",
+        "date": "'<M8[ns]'",
+        "wide": "'<f16'",
+        "code": "__import__('os')",
+        "no_text": "4",
+        "lambda": "(lambda: 0)()",
+        "not_utf8": "'\\xff'",
     }.items():
         yield case(f"type_{name}", npy_header(shape_header("(2, 3, 8, 8)", descr), bytes_))
     yield case("fortran", npy_header(shape_header("(2, 3, 8, 8)", order="True"), bytes_))
     yield case("order_code", npy_header(shape_header("(2, 3, 8, 8)", order="exit()"), bytes_))
     yield case("header_empty", npy_header("", bytes_))
     yield case("header_not_a_dictionary", npy_header("[1, 2]\n", bytes_))
-    yield case("header_twice_a_key", npy_header("{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (2,3,8,8)}\n", bytes_))
-    yield case("header_other_key", npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,3,8,8), 'x': 1}\n", bytes_))
+    yield case(
+        "header_twice_a_key",
+        npy_header("{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (2,3,8,8)}\n", bytes_),
+    )
+    yield case(
+        "header_other_key", npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,3,8,8), 'x': 1}\n", bytes_)
+    )
     yield case("header_nested", npy_header("{" * 5000, bytes_))
     yield case("header_of_60000", npy_header(shape_header("(2, 3, 8, 8)") + " " * 60_000, bytes_))
     yield case("header_of_4_gib", npy_header(shape_header("(2, 3, 8, 8)"), bytes_, b"\x02\x00", 0xFFFFFFFF))
-    yield case("header_no_utf8", npy_header(b"{'descr': '\xff\xfe', 'fortran_order': False, 'shape': (2,3,8,8)}\n", bytes_))
+    yield case(
+        "header_no_utf8", npy_header(b"{'descr': '\xff\xfe', 'fortran_order': False, 'shape': (2,3,8,8)}\n", bytes_)
+    )
     for version in (0, 4, 255):
         yield case(f"version_{version}", npy_header(shape_header("(2, 3, 8, 8)"), bytes_, bytes([version, 0])))
     good = npy(GOOD)
     yield case("too_long", good + b"\0")
     yield case("too_short", good[:-1])
-    for part in range(0, 8):
+    for part in range(8):
         yield case(f"cut_at_{part}_8th", good[: len(good) * part // 8])
     yield case("pickle", pickle.dumps(Evil()))
     yield case("pickled_object_array", npy_header(shape_header("(1,)", "'|O'"), pickle.dumps(Evil())))
@@ -294,7 +364,7 @@ def tensor_protos() -> Iterator[Case]:
     yield case("external", outside.SerializeToString())
 
 
-# ---- weights -------------------------------------------------------------------------------------------------------------
+# ---- weights --------------------------------------------------------------------------------------
 
 
 @generator
@@ -313,7 +383,13 @@ def weights() -> Iterator[Case]:
     yield case("empty", b"")
     yield case("seven_bytes", bytes(7))
     yield case("length_0", safetensors(b"", data))
-    for name, length in {"length_1_too_many": 1 << 10, "length_4_gib": 1 << 32, "length_2_to_the_63": 1 << 63, "length_all_ones": (1 << 64) - 1, "length_100_mb": 100_000_000}.items():
+    for name, length in {
+        "length_1_too_many": 1 << 10,
+        "length_4_gib": 1 << 32,
+        "length_2_to_the_63": 1 << 63,
+        "length_all_ones": (1 << 64) - 1,
+        "length_100_mb": 100_000_000,
+    }.items():
         yield case(name, safetensors({"conv1": entry([16], 0, 64)}, data, length))
     yield case("length_too_short", safetensors({"conv1": entry([16], 0, 64)}, data, 10))
     yield case("overlapping", safetensors({"conv1": entry([16], 0, 64), "b": entry([8], 32, 64)}, data))
@@ -322,7 +398,9 @@ def weights() -> Iterator[Case]:
     yield case("backwards", safetensors({"conv1": entry([16], 64, 0)}, data))
     yield case("negative", safetensors({"conv1": entry([16], -64, 0)}, data))
     yield case("offsets_huge", safetensors({"conv1": entry([16], 2**64 - 64, 2**64)}, data))
-    yield case("offsets_three", safetensors({"conv1": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64, 64]}}, data))
+    yield case(
+        "offsets_three", safetensors({"conv1": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64, 64]}}, data)
+    )
     yield case("shape_overflowing", safetensors({"conv1": entry([2**62, 4, 4], 0, 64)}, data))
     yield case("shape_negative", safetensors({"conv1": entry([-16], 0, 64)}, data))
     yield case("shape_of_1000", safetensors({"conv1": entry([1] * 1000, 0, 64)}, data))
@@ -330,8 +408,16 @@ def weights() -> Iterator[Case]:
     yield case("shape_other", safetensors({"conv1": entry([17], 0, 64)}, data))
     yield case("type_unknown", safetensors({"conv1": entry([16], 0, 64, "F33")}, data))
     yield case("type_other", safetensors({"conv1": entry([8], 0, 64, "F64")}, data))
-    yield case("twice_a_tensor", safetensors(b'{"conv1":{"dtype":"F32","shape":[16],"data_offsets":[0,64]},"conv1":{"dtype":"F32","shape":[16],"data_offsets":[0,64]}}', data))
-    yield case("twice_a_key", safetensors(b'{"conv1":{"dtype":"F32","dtype":"F32","shape":[16],"data_offsets":[0,64]}}', data))
+    yield case(
+        "twice_a_tensor",
+        safetensors(
+            b'{"conv1":{"dtype":"F32","shape":[16],"data_offsets":[0,64]},"conv1":{"dtype":"F32","shape":[16],"data_offsets":[0,64]}}',
+            data,
+        ),
+    )
+    yield case(
+        "twice_a_key", safetensors(b'{"conv1":{"dtype":"F32","dtype":"F32","shape":[16],"data_offsets":[0,64]}}', data)
+    )
     yield case("deep", safetensors(b'{"a":' * 100_000, data))
     yield case("deep_lists", safetensors(b'{"a":' + b"[" * 100_000, data))
     yield case("not_json", safetensors(b"{conv1}", data))

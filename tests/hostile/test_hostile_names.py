@@ -62,7 +62,9 @@ def calls(client: modelpress.Client, name: str, source: Path) -> dict[str, Calla
         "record": lambda: client.save_model("workspaces/w", "m.onnx", name, "out/m"),
         "save_path": lambda: client.save_model("workspaces/w", "m.onnx", "r.txt", name),
         "config_file": lambda: client.create_quant_config("workspaces/w", name, "m.onnx"),
-        "data": lambda: client.quantize_model("workspaces/w", "m.onnx", calibration_data=name or "/", save_path="out/m"),
+        "data": lambda: client.quantize_model(
+            "workspaces/w", "m.onnx", calibration_data=name or "/", save_path="out/m"
+        ),
     }
 
 

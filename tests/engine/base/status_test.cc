@@ -37,7 +37,8 @@ TEST(StatusTest, OuterFunctionsFillInWhatInnerOnesDidNotKnow) {
 
 TEST(StatusTest, TakesNamesOfAnyBytesAndLength) {
   const std::string name = "caf\xe9";  // Latin-1
-  const absl::Status status = AtPlace(MakeError(v1::TENSOR_INVALID, "no data for '" + name + "'", {.layer = name}), {.file = "m"});
+  const absl::Status status =
+      AtPlace(MakeError(v1::TENSOR_INVALID, "no data for '" + name + "'", {.layer = name}), {.file = "m"});
   EXPECT_EQ(status.message(), "m: layer 'caf\\xe9': no data for 'caf\\xe9'");
   EXPECT_EQ(ReasonOf(status), v1::TENSOR_INVALID);
   EXPECT_EQ(PlaceOf(status).layer, "caf\\xe9");

@@ -69,6 +69,15 @@ TEST(ParseJsonTest, RefusesWithPlace) {
   }
 }
 
+TEST(ParseJsonTest, TakesSoManyValuesAndBytes) {
+  std::string text = "[0";
+  for (uint64_t i = 0; i < kMaxJsonValues; ++i) {
+    text += ",0";
+  }
+  EXPECT_EQ(v1::CONFIG_SYNTAX, ReasonOf(ParseJson(text + "]", "f.json").status()));
+  EXPECT_EQ(v1::CONFIG_SYNTAX, ReasonOf(ParseJson(std::string(kMaxJsonBytes, ' ') + "0", "f.json").status()));
+}
+
 TEST(ParseJsonTest, RepeatedKeysAreErrors) {
   const absl::Status status = ParseJson("{\"a\": {\"x\": 1, \"y\": {}},\n \"conv\": {\"x\": 1,\n  \"x\": 2}}", "f").status();
   EXPECT_EQ(v1::CONFIG_SYNTAX, ReasonOf(status));
