@@ -503,6 +503,17 @@ absl::Status Reader::CheckNode(const onnx::NodeProto& node) const {
   if (node.input_size() > kMaxNodeValues || node.output_size() > kMaxNodeValues) {
     return OverLimit("inputs or outputs of one node", kMaxNodeValues);
   }
+  for (const onnx::AttributeProto& attribute : node.attribute()) {
+    // ONNX Runtime divides by them before it looks at them, and dies of it.
+    const bool is_divisor = attribute.name() == "strides" || attribute.name() == "dilations" ||
+                            attribute.name() == "kernel_shape" || attribute.name() == "group";
+    const bool is_positive = std::all_of(attribute.ints().begin(), attribute.ints().end(), [](int64_t i) { return i > 0; }) &&
+                             (!attribute.has_i() || attribute.i() > 0);
+    if (is_divisor && !is_positive && (node.domain().empty() || node.domain() == "ai.onnx")) {
+      return MakeError(v1::GRAPH_INVALID, absl::StrCat("the attribute '", attribute.name(), "' has a value that is not positive"),
+                       {.file = name_, .layer = node.name()});
+    }
+  }
   for (const std::string* name : {&node.name(), &node.op_type(), &node.domain()}) {
     MP_RETURN_IF_ERROR(CheckName(*name));
   }

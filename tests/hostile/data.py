@@ -177,7 +177,10 @@ def archives() -> Iterator[Case]:
     yield npz_case("name_empty", archive(Member(b"", good), Member(b"y.npy", good)))
     yield npz_case("many_empty_members", lambda: archive(*[Member(f"{i}.npy".encode(), b"") for i in range(60_000)]))
     yield npz_case("no_members", archive())
-    yield npz_case("comment_with_an_archive", archive(Member(b"y.npy", good), comment=archive(Member(b"z.npy", good))))
+    yield npz_case(
+        "comment_with_an_archive",
+        archive(Member(b"y.npy", good), Member(b"x.npy", good), comment=archive(Member(b"z.npy", good[:-1]))),
+    )
     whole = npz(x=GOOD)
     for part in range(1, 16):
         yield npz_case(f"cut_at_{part}_16th", whole[: len(whole) * part // 16])

@@ -102,7 +102,7 @@ def outcome(client: modelpress.Client, workspace: str, case: Case, scratch: Path
         named = any(f"{case.name}/{path}" in error.message for path in files)
         if not named and error.reason not in {"OPERATION_DEADLINE", "RESOURCE_LIMIT"}:
             problems.append("names none of the files")
-        if str(scratch.parent) in error.message or "/scratch/" in error.message:
+        if "/scratch/" in error.message:
             problems.append("tells a path of the server")
         if (took := time.monotonic() - begun) > CALL_LIMIT_S and not case.reasons & {"OPERATION_DEADLINE"}:
             problems.append(f"took {took:.1f} s")
@@ -124,6 +124,7 @@ def run_cases(server: ServerProcess, workspace: str, cases: list[Case], scratch:
                 problem = outcome(client, workspace, case, scratch)
                 if problem and case.name not in ACCEPTED:
                     wrong[case.name] = problem
+                    print(f"{case.name}: {problem}", flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
         for done in [pool.submit(work, cases[i::CLIENTS]) for i in range(CLIENTS)]:

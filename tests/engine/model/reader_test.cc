@@ -274,6 +274,18 @@ TEST(ReaderTest, LimitsWhatOneNodeHas) {
   }
 }
 
+TEST(ReaderTest, RefusesWindowsThatWouldBeDividedByZero) {
+  for (const char* name : {"strides", "dilations", "kernel_shape"}) {
+    onnx::ModelProto model = MakeModel(4);
+    onnx::AttributeProto& attribute = *model.mutable_graph()->mutable_node(0)->add_attribute();
+    attribute.set_name(name);
+    attribute.add_ints(1);
+    EXPECT_EQ(ReasonOfBytes(model.SerializeAsString()), v1::REASON_UNSPECIFIED);
+    attribute.add_ints(0);
+    EXPECT_EQ(ReasonOfBytes(model.SerializeAsString()), v1::GRAPH_INVALID);
+  }
+}
+
 // What protobuf merges, we merge: unpacked and split data fields, a graph and an attribute's tensor in several parts.
 TEST(ReaderTest, MergesLikeProtobuf) {
   std::string header = Field(8, "w");
