@@ -777,7 +777,8 @@ def attribute_values() -> Iterator[Case]:
             else:
                 node.attribute.append(helper.make_attribute(attribute, value))
 
-        yield model_case(f"conv_{name}", edit, call="calibrate_npz")
+        fits = "a step beyond the input leaves one window" if name == "strides_huge" else ""
+        yield model_case(f"conv_{name}", edit, call="calibrate_npz", harmless=fits)
         if name in {"group_0", "group_huge", "strides_0", "pads_huge", "kernel_shape_0", "dilations_huge"}:
             yield model_case(
                 f"conv_{name}_pruned", edit, call="prune", harmless="pruning cuts channels whatever the window"

@@ -184,7 +184,7 @@ def prune_records() -> Iterator[Case]:
     }
     for name, numbers in values.items():
         yield Case(f"prune_record_{name}", {"pr.txt": (PRUNED % numbers).encode()}, call="restore")
-    yield Case("prune_record_no_producer", {"pr.txt": b"prune_record { }"}, call="restore")
+    yield Case("prune_record_no_producer", {"pr.txt": b"prune_record { }"}, call="restore", harmless="nothing is cut")
     yield Case("prune_record_names_nothing", {"pr.txt": b'prune_record { producer { name: "" } }'}, call="restore")
     yield Case(
         "prune_record_deep",
@@ -200,6 +200,7 @@ def prune_records() -> Iterator[Case]:
             ).encode()
         },
         call="restore",
+        harmless="an attribute of another type is none: nothing is cut",
     )
 
 
@@ -220,7 +221,7 @@ def configurations() -> Iterator[Case]:
         yield case("no_utf8", b'skip_layers: "\xff\xfe"', call)
         yield case("random", bytes(range(1, 256)), call)
         yield case("json", "{}", call)
-    for number in ("0", "-1", "4294967295", "4294967296", "1e3", "nan", "99999999999999999999999"):
+    for number in ("0", "-1", "4294967296", "1e3", "nan", "99999999999999999999999"):
         yield case(f"batch_num_{number}", f"batch_num: {number}", allowed=frozenset())
     for index, number in enumerate(("nan", "inf", "-inf", "1e999", "-1", "2", "0")):
         yield case(
@@ -234,7 +235,8 @@ def configurations() -> Iterator[Case]:
             "prune",
             allowed=frozenset(),
         )
-        yield case(f"compress_ratio_{index}", f"compress_ratio: {number}", "search", allowed=frozenset())
+        if number != "2":
+            yield case(f"compress_ratio_{index}", f"compress_ratio: {number}", "search", allowed=frozenset())
     yield case(
         "search_range_backwards", "common_config { ifmr_quantize { search_range_start: 2 search_range_end: 1 } }"
     )
