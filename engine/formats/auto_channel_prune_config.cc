@@ -1,8 +1,8 @@
 #include "engine/formats/auto_channel_prune_config.h"
 
-#include <cmath>
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <utility>
 #include <variant>
 

@@ -115,9 +115,9 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const 
     *job.metadata.add_inputs() = std::move(file);
   }
   if (const size_t size = job.metadata.ByteSizeLong() + job.request.ByteSizeLong(); size > kMaxOperationBytes) {
-    return MakeError(v1::REQUEST_INVALID,
-                     absl::StrCat("the request and the names of its ", job.metadata.inputs_size(), " input files have ", size,
-                                  " bytes; at most ", kMaxOperationBytes, " are allowed: put data into one .npz, a model into a folder of its own"));
+    return MakeError(v1::REQUEST_INVALID, absl::StrCat("the request and the names of its ", job.metadata.inputs_size(),
+                                                       " input files have ", size, " bytes; at most ", kMaxOperationBytes,
+                                                       " are allowed: put data into one .npz, a model into a folder of its own"));
   }
   MP_ASSIGN_OR_RETURN(const Job stored, jobs_.Create(job, options.request_id()));
   events_.Notify();

@@ -8,8 +8,8 @@ namespace modelpress::server {
 
 inline constexpr int kMaxMessageBytes = 4 << 20;        // of one message, in either direction; gRPC: RESOURCE_EXHAUSTED
 inline constexpr int kMaxMetadataBytes = 16 << 10;      // of a call's headers; gRPC: RESOURCE_EXHAUSTED
-inline constexpr size_t kMaxOperationBytes = 2 << 20;    // of an operation's description, which every answer about it has to hold:
-                                                         // mostly the names of its input files. REQUEST_INVALID
+inline constexpr size_t kMaxOperationBytes = 2 << 20;   // of an operation's description, which every answer about it has to hold:
+                                                        // mostly the names of its input files. REQUEST_INVALID
 inline constexpr int kMaxStreamsPerConnection = 1'000;  // calls at a time; more wait in the client
 inline constexpr size_t kMaxRpcMemoryBytes = 1 << 30;   // of gRPC's buffers, all connections together
 inline constexpr int kMaxOpenUploads = 256;  // UploadBytes streams at a time, each with a message in memory: UPLOAD_BUSY
