@@ -35,8 +35,8 @@ NAMES = {
     "dot_inside": "a/./b",
 }
 REFUSED = {"NAME_INVALID", "REQUEST_INVALID"}
-# What a prefix may be, though a file's name may not: it gets an ending, or names a folder.
-PREFIXES = {"trailing_slash", "empty"}
+# Prefixes that get an ending, or name a folder: the files' names are legal then. The operation refuses "." and "..".
+PREFIXES = {"trailing_slash", "empty", "dot", "parent"}
 
 
 @pytest.fixture(scope="module")
