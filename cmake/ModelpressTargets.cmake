@@ -5,6 +5,10 @@ add_library(modelpress_flags INTERFACE)
 target_include_directories(modelpress_flags INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR}/generated)
 target_compile_options(modelpress_flags INTERFACE -Wall -Wextra -Werror -Wno-sign-compare -Wno-missing-field-initializers)
 target_compile_definitions(modelpress_flags INTERFACE MODELPRESS_VERSION="${PROJECT_VERSION}")
+if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
+  # Used by the fuzz preset alone; GCC's warnings are those that count.
+  target_compile_options(modelpress_flags INTERFACE -Wno-error)
+endif()
 
 # No contraction of a * b + c: the arithmetic is specified operation by operation (save.md section 5).
 add_compile_options(-ffp-contract=off)

@@ -49,7 +49,7 @@ case $command in
     suite=${1:-all}
     [[ $# -eq 0 ]] || shift
     preset=release
-    [[ $suite == asan || $suite == tsan ]] && preset=$suite
+    [[ $suite == asan || $suite == tsan || $suite == fuzz ]] && preset=$suite
     build "$preset"
     use_build "$preset"
     cd /src
@@ -64,6 +64,8 @@ case $command in
       python) run_pytest tests/client/python "$@" ;;
       e2e) run_pytest tests/e2e "$@" ;;
       large) MODELPRESS_LARGE=1 run_pytest tests/e2e -k large "$@" ;;
+      fuzz) /src/scripts/fuzz.sh "$@" ;;
+      hostile) MODELPRESS_HOSTILE=1 run_pytest tests/hostile -s "$@" ;;
       fault) MODELPRESS_FAULT_KILLS=${MODELPRESS_FAULT_KILLS:-60} run_pytest tests/fault "$@" ;;
       *)
         echo "no such suite: $suite" >&2

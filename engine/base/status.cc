@@ -2,6 +2,8 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/limits.h"
+#include "engine/base/utf8.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace modelpress {
@@ -20,7 +22,10 @@ std::optional<google::rpc::ErrorInfo> GetInfo(const absl::Status& status) {
 }
 
 void SetInfo(absl::Status& status, const google::rpc::ErrorInfo& info) {
-  status.SetPayload(kErrorInfoUrl, absl::Cord(info.SerializeAsString()));
+  const std::string bytes = info.SerializeAsString();
+  // Not from the std::string itself: GCC and Clang have different names for that constructor, and abseil is built with one of
+  // them.
+  status.SetPayload(kErrorInfoUrl, absl::Cord(absl::string_view(bytes)));
 }
 
 // Fills `info` from the parts of `place` that it lacks.
@@ -28,7 +33,7 @@ void FillPlace(google::rpc::ErrorInfo& info, const ErrorPlace& place) {
   auto& metadata = *info.mutable_metadata();
   auto fill = [&metadata](absl::string_view key, const std::string& value) {
     if (!value.empty() && !metadata.contains(std::string(key))) {
-      metadata[std::string(key)] = value;
+      metadata[std::string(key)] = AsUtf8(value, kMaxErrorPlaceBytes);
     }
   };
   fill("field", place.field);
@@ -113,7 +118,7 @@ absl::Status MakeError(v1::Reason reason, absl::string_view message, const Error
   info.set_reason(v1::Reason_Name(reason));
   info.set_domain(kDomain);
   FillPlace(info, place);
-  absl::Status status(CodeOf(reason), absl::StrCat(PlaceText(info), message));
+  absl::Status status(CodeOf(reason), absl::StrCat(PlaceText(info), AsUtf8(message, kMaxErrorMessageBytes)));
   SetInfo(status, info);
   return status;
 }
@@ -140,7 +145,7 @@ absl::Status WithMetadata(const absl::Status& status, absl::string_view key, abs
   if (!info.has_value()) {
     return status;
   }
-  (*info->mutable_metadata())[std::string(key)] = std::string(value);
+  (*info->mutable_metadata())[std::string(key)] = AsUtf8(value, kMaxErrorMessageBytes);
   absl::Status result = status;
   SetInfo(result, *info);
   return result;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <utility>
 #include <variant>
 
@@ -39,9 +40,9 @@ absl::Status CheckValues(const AutoChannelPruneConfig& cfg, absl::string_view te
   if (!cfg.has_compress_ratio()) {
     return error("compress_ratio", "compress_ratio is missing; it says how many times fewer operations the model is to have");
   }
-  if (!(cfg.compress_ratio() > 1)) {
+  if (!(cfg.compress_ratio() > 1 && std::isfinite(cfg.compress_ratio()))) {
     return error("compress_ratio", absl::StrCat("compress_ratio is ", PythonRepr(DecimalDouble(cfg.compress_ratio())),
-                                                "; it must be greater than 1"));
+                                                "; it must be greater than 1 and finite"));
   }
   if (!(cfg.max_prune_ratio() > 0 && cfg.max_prune_ratio() <= 1)) {
     return error("max_prune_ratio", absl::StrCat("max_prune_ratio is ", PythonRepr(DecimalDouble(cfg.max_prune_ratio())),

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "amct/calibration_config.pb.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "engine/formats/config_common.h"
 #include "engine/formats/json_text.h"
@@ -801,6 +802,10 @@ std::optional<ConfigProblem> CheckActivation(const ActivationConfig& config) {
   if (!(config.search_step > 0 && StepFits(config.search_start, config.search_end, config.search_step))) {
     return problem("search_step", absl::StrCat("search_step is ", PythonRepr(config.search_step),
                                                "; it must be greater than 0 and no more than the search range is wide"));
+  }
+  if ((config.search_end - config.search_start) / config.search_step > kMaxSearchSteps) {
+    return problem("search_step", absl::StrCat("search_step is ", PythonRepr(config.search_step), ", which makes more than ",
+                                               kMaxSearchSteps, " steps of the search range"));
   }
   return std::nullopt;
 }

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "nlohmann/json.hpp"
 
@@ -19,10 +20,13 @@ class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
  public:
   TreeBuilder(absl::string_view text, const std::string& file) : text_(text), file_(file), cursor_(text) {}
 
-  bool null() override { return Add(JsonValue::Kind::kNull) != nullptr; }
+  bool null() override {
+    Add(JsonValue::Kind::kNull);
+    return Count();
+  }
   bool boolean(bool value) override {
     Add(JsonValue::Kind::kBool)->boolean = value;
-    return true;
+    return Count();
   }
   bool number_integer(number_integer_t value) override { return AddInteger(value, static_cast<double>(value)); }
   bool number_unsigned(number_unsigned_t value) override {
@@ -34,11 +38,11 @@ class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
       return AddInteger(value < 0 ? std::numeric_limits<int64_t>::min() : std::numeric_limits<int64_t>::max(), value);
     }
     Add(JsonValue::Kind::kFloat)->number = value;
-    return true;
+    return Count();
   }
   bool string(string_t& value) override {
     Add(JsonValue::Kind::kString)->string = std::move(value);
-    return true;
+    return Count();
   }
   bool binary(binary_t&) override { return false; }
   bool start_object(std::size_t) override { return Open(JsonValue::Kind::kObject); }
@@ -113,7 +117,16 @@ class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
     JsonValue* value = Add(JsonValue::Kind::kInteger);
     value->integer = integer;
     value->number = number;
-    return true;
+    return Count();
+  }
+
+  // A value takes some 200 bytes where the text needs two.
+  bool Count() {
+    if (++values_ > kMaxJsonValues) {
+      status_ =
+          MakeError(v1::CONFIG_SYNTAX, absl::StrCat("the file holds more than ", kMaxJsonValues, " values"), {.file = file_});
+    }
+    return values_ <= kMaxJsonValues;
   }
 
   bool Open(JsonValue::Kind kind) {
@@ -125,7 +138,7 @@ class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
     }
     open_.push_back(value);
     keys_.emplace_back();
-    return true;
+    return Count();
   }
 
   bool Close() {
@@ -142,6 +155,7 @@ class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
   JsonValue root_;
   std::vector<JsonValue*> open_;  // arrays and objects around the next value; only the last one grows
   std::vector<std::set<std::string>> keys_;
+  uint64_t values_ = 0;
   absl::Status status_;
 };
 
@@ -210,6 +224,10 @@ absl::string_view NameOfKind(JsonValue::Kind kind) {
 }
 
 absl::StatusOr<JsonValue> ParseJson(absl::string_view text, const std::string& file) {
+  if (text.size() > kMaxJsonBytes) {
+    return MakeError(v1::CONFIG_SYNTAX,
+                     absl::StrCat("the file has ", text.size(), " bytes; at most ", kMaxJsonBytes, " are read"), {.file = file});
+  }
   absl::ConsumePrefix(&text, "\xEF\xBB\xBF");  // the byte order mark that some editors write
   // The parser takes a NUL for the end.
   if (const size_t nul = text.find('\0'); nul != absl::string_view::npos) {

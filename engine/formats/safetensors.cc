@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "engine/formats/text_format.h"
 #include "engine/model/element_type.h"
@@ -55,8 +56,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
         return Fail(absl::StrCat("its shape has a dim of ", value));
       }
-      if (entry_.header.dims_size() == limits_.max_dims) {
-        return Fail(absl::StrCat("its shape has more than ", limits_.max_dims, " dims"));
+      if (entry_.header.dims_size() == kMaxTensorDims) {
+        return Fail(absl::StrCat("its shape has more than ", kMaxTensorDims, " dims"));
       }
       entry_.header.add_dims(static_cast<int64_t>(value));
       return true;
@@ -113,8 +114,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       if (!names_.insert(name_).second) {
         return Fail("the name is given twice");
       }
-      if (names_.size() > limits_.max_items) {
-        return Fail(absl::StrCat("the file has more than ", limits_.max_items, " tensors"));
+      if (names_.size() > kMaxModelItems) {
+        return Fail(absl::StrCat("the file has more than ", kMaxModelItems, " tensors"));
       }
     }
     return true;
@@ -176,7 +177,6 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   }
 
   const std::string& file_;
-  const ModelLimits limits_;
   Place place_ = Place::kOutside;
   std::string name_;  // of the tensor; empty outside of one
   std::string key_;   // the last one

@@ -12,8 +12,6 @@
 
 namespace modelpress::engine {
 
-inline constexpr uint64_t kMaxSafetensorsHeader = 100'000'000;  // bytes; the format's own limit
-
 // Reads the header of `file`; the tensors' data stays in the file (their payloads are runs of it), in the order of the header.
 // Element types: F64, F32, F16, BF16, I8 to I64, U8 to U64, BOOL. The entry __metadata__ is skipped.
 // WEIGHTS_INVALID with the file (and the tensor as layer): truncated, a header over kMaxSafetensorsHeader or not JSON, a repeated

@@ -10,7 +10,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
+#include "engine/base/utf8.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
@@ -23,28 +25,6 @@ using ::google::protobuf::Message;
 using ::google::protobuf::Reflection;
 
 bool IsContinuation(char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }
-
-// Index of the first byte that is not part of valid UTF-8 (RFC 3629: no overlong forms, no surrogates), or text.size().
-size_t ValidUtf8Prefix(absl::string_view text) {
-  size_t i = 0;
-  while (i < text.size()) {
-    auto byte = [&](size_t k) { return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0u; };
-    const unsigned lead = byte(0);
-    const size_t length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
-    if (length == 0) {
-      return i;
-    }
-    const unsigned lowest = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-    const unsigned highest = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-    for (size_t k = 1; k < length; ++k) {
-      if (byte(k) < (k == 1 ? lowest : 0x80) || byte(k) > (k == 1 ? highest : 0xBF)) {
-        return i;
-      }
-    }
-    i += length;
-  }
-  return i;
-}
 
 // The offset of what protobuf's tokenizer calls (line, column): from 0, bytes, and tabs go to the next multiple of 8.
 size_t FromTokenizer(absl::string_view text, int line, int column) {
@@ -140,6 +120,7 @@ Token NextToken(absl::string_view text, size_t i) {
 struct Prepared {
   std::string text;
   TextPositions positions;
+  std::optional<size_t> over_limit;  // where the first message too many begins; the walk ends there
 };
 
 Prepared Prepare(absl::string_view text) {
@@ -149,6 +130,7 @@ Prepared Prepare(absl::string_view text) {
   size_t field_begin = 0;
   bool in_list = false;
   int depth = 0;
+  uint64_t messages = 0;
   for (Token token = NextToken(text, 0); token.kind != Token::Kind::kEnd; token = NextToken(text, token.end)) {
     const absl::string_view word = text.substr(token.begin, token.end - token.begin);
     const char c = word[0];
@@ -165,6 +147,10 @@ Prepared Prepare(absl::string_view text) {
       }
     } else if (token.kind == Token::Kind::kSymbol) {
       if (c == '{' || c == '<') {
+        if (++messages > kMaxTextMessages) {
+          prepared.over_limit = token.begin;
+          return prepared;
+        }
         if (depth++ == 0) {
           prepared.positions[field].push_back(cursor.At(in_list ? token.begin : field_begin));
         }
@@ -503,11 +489,18 @@ absl::StatusOr<TextPositions> ParseTextFormat(absl::string_view text, v1::Reason
   auto error = [&](absl::string_view what, TextPosition position) {
     return MakeError(reason, what, {.file = file, .line = position.line, .column = position.column});
   };
+  if (const uint64_t limit = reason == v1::RECORD_SYNTAX ? kMaxRecordBytes : kMaxCfgBytes; text.size() > limit) {
+    return error(absl::StrCat("the file has ", text.size(), " bytes; at most ", limit, " are read"), {});
+  }
   absl::ConsumePrefix(&text, "\xEF\xBB\xBF");  // the byte order mark that some editors write
   if (const size_t valid = ValidUtf8Prefix(text); valid < text.size()) {
     return error("the file is not UTF-8 text from this byte on; save it as UTF-8", PositionCursor(text).At(valid));
   }
   Prepared prepared = Prepare(text);
+  if (prepared.over_limit.has_value()) {
+    return error(absl::StrCat("the file holds more than ", kMaxTextMessages, " entries and parts of entries"),
+                 PositionAt(text, *prepared.over_limit));
+  }
   google::protobuf::TextFormat::Parser parser;
   FirstError first;
   parser.RecordErrorsTo(&first);

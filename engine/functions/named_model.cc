@@ -7,6 +7,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "engine/quantize/marks.h"
 #include "engine/quantize/modified_model.h"
@@ -167,6 +168,11 @@ absl::StatusOr<std::string> ReadText(const CallContext& context, const std::stri
   absl::StatusOr<std::shared_ptr<const InputFile>> input = context.files->Open(file);
   MP_RETURN_IF_ERROR(AtPlace(input.status(), {.field = field, .file = file}));
   const absl::Span<const uint8_t> bytes = (*input)->mapping();
+  if (bytes.size() > kMaxRecordBytes) {  // the largest of all texts; what is made of them has limits of its own
+    return MakeError(v1::REQUEST_INVALID,
+                     absl::StrCat("the file has ", bytes.size(), " bytes; at most ", kMaxRecordBytes, " are read"),
+                     {.field = field, .file = file});
+  }
   return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 

@@ -42,26 +42,44 @@ absl::flat_hash_set<std::string> DefinedIn(const onnx::GraphProto& graph) {
   return names;
 }
 
-// Appends to `free` the names that `graph` uses and no graph from it outwards to `outer` defines, each once, in order of use.
-void CollectFree(const onnx::GraphProto& graph, const absl::flat_hash_set<std::string>& outer,
-                 absl::flat_hash_set<std::string>& seen, std::vector<std::string>& free) {
-  absl::flat_hash_set<std::string> defined = DefinedIn(graph);
-  defined.insert(outer.begin(), outer.end());
-  auto use = [&](const std::string& name) {
-    if (!name.empty() && !defined.contains(name) && seen.insert(name).second) {
-      free.push_back(name);
+// The names that subgraphs use and none of them, from there outwards, defines.
+class FreeNames {
+ public:
+  // Appends those of `graph`, each once, in order of use.
+  void Collect(const onnx::GraphProto& graph) {
+    const absl::flat_hash_set<std::string> defined = DefinedIn(graph);
+    for (const std::string& name : defined) {
+      ++scopes_[name];
     }
-  };
-  for (const auto& node : graph.node()) {
-    for (const std::string& input : node.input()) {
-      use(input);
+    for (const auto& node : graph.node()) {
+      for (const std::string& input : node.input()) {
+        Use(input);
+      }
+      ForEachSubgraph(node, [this](const onnx::GraphProto& inner) { Collect(inner); });
     }
-    ForEachSubgraph(node, [&](const onnx::GraphProto& inner) { CollectFree(inner, defined, seen, free); });
+    for (const auto& output : graph.output()) {
+      Use(output.name());
+    }
+    for (const std::string& name : defined) {
+      if (auto it = scopes_.find(name); --it->second == 0) {
+        scopes_.erase(it);
+      }
+    }
   }
-  for (const auto& output : graph.output()) {
-    use(output.name());
+
+  const std::vector<std::string>& names() const { return names_; }
+
+ private:
+  void Use(const std::string& name) {
+    if (!name.empty() && !scopes_.contains(name) && seen_.insert(name).second) {
+      names_.push_back(name);
+    }
   }
-}
+
+  absl::flat_hash_map<std::string, int> scopes_;  // in how many of the graphs around the present place a name is defined
+  absl::flat_hash_set<std::string> seen_;
+  std::vector<std::string> names_;
+};
 
 // Replaces free uses of the names in `renames` in `graph`.
 void RenameFree(onnx::GraphProto& graph, absl::flat_hash_map<std::string, std::string> renames) {
@@ -206,10 +224,9 @@ absl::Status Graph::Link() {
       }
     }
     if (!defects_.ignores_subgraph_captures) {
-      std::vector<std::string> free;
-      absl::flat_hash_set<std::string> seen;
-      ForEachSubgraph(item.node.proto, [&](const onnx::GraphProto& inner) { CollectFree(inner, {}, seen, free); });
-      for (const std::string& name : free) {
+      FreeNames free;
+      ForEachSubgraph(item.node.proto, [&free](const onnx::GraphProto& inner) { free.Collect(inner); });
+      for (const std::string& name : free.names()) {
         if (!link(id, name)) {
           return MakeError(v1::GRAPH_INVALID, absl::StrCat("its subgraph uses '", name, "', which nothing produces"),
                            {.layer = item.name});

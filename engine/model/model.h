@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/base/limits.h"
 #include "engine/model/file_set.h"
 #include "engine/model/payload.h"
 #include "onnx/onnx_pb.h"
@@ -65,19 +66,20 @@ struct Model {
   std::vector<std::string> external_files;
 };
 
-// What an uploaded file may make us do. Every limit is checked before anything is allocated by it.
+// What an uploaded file may make us do (engine/base/limits.h). Every limit is checked before anything is allocated by it.
 struct ModelLimits {
-  uint64_t max_items = 2'000'000;         // nodes and initializers, subgraphs included
-  int max_depth = 100;                    // of nested messages (protobuf's own limit): some 32 graphs in graphs
-  int max_dims = 32;                      // of one tensor
-  uint64_t max_inline_bytes = 256 << 20;  // bytes that end up in protobuf objects: everything but streamed tensor data
-  uint64_t stream_threshold = 1 << 10;    // bytes of data from which on a tensor stays outside
+  uint64_t max_items = kMaxModelItems;  // also of nodes after all calls of functions are inlined
+  int max_depth = kMaxModelDepth;
+  int max_dims = kMaxTensorDims;
+  uint64_t max_inline_bytes = kMaxModelInlineBytes;  // that end up in protobuf objects: everything but streamed tensor data
+  uint64_t max_external_files = kMaxExternalFiles;
+  uint64_t stream_threshold = 1 << 10;  // bytes of data from which on a tensor stays outside
 };
 
 // Reads `name` of `files`. External data is looked up relative to the folder of `name`, checked against the sizes of the files
 // and left where it is.
 // Errors: FILE_NOT_FOUND, MODEL_UNREADABLE (with byte offset), MODEL_LIMIT, MODEL_EXTERNAL_DATA, TENSOR_INVALID (data does not
-// fit its dims), each with the file and, for tensors, the tensor's name. Missing external files are reported all at once.
+// fit its dims), GRAPH_INVALID (a function that calls itself), each with the file and, for tensors, the tensor's name. Missing external files are reported all at once.
 absl::StatusOr<Model> ReadModel(const FileSet& files, const std::string& name, const ModelLimits& limits = {});
 
 }  // namespace modelpress::engine

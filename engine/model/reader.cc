@@ -1,12 +1,16 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <optional>
 #include <set>
+#include <tuple>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "engine/model/element_type.h"
 #include "engine/model/model.h"
@@ -144,6 +148,111 @@ absl::StatusOr<std::string> CleanLocation(absl::string_view location) {
   return absl::StrJoin(parts, "/");
 }
 
+// Who calls functions of the model itself inlines them, nested calls too: a few of them can stand for more nodes than fit
+// anywhere, and one that calls itself for endlessly many. So the calls are followed here first.
+class FunctionCalls {
+ public:
+  FunctionCalls(const Model& model, const ModelLimits& limits) : model_(model), limits_(limits) {
+    for (const onnx::FunctionProto& function : model.shell.functions()) {
+      functions_[KeyOf(function.domain(), function.name(), function.overload())].function = &function;
+    }
+  }
+
+  // GRAPH_INVALID: a function calls itself, however indirectly. MODEL_LIMIT: too many calls within calls, or too many nodes.
+  absl::Status Check() {
+    if (functions_.empty()) {
+      return absl::OkStatus();
+    }
+    for (auto& [key, callee] : functions_) {
+      MP_RETURN_IF_ERROR(Measure(callee).status());
+    }
+    Size size;
+    for (const Node& node : model_.nodes) {
+      MP_RETURN_IF_ERROR(AddNode(node.proto, size));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  using Key = std::tuple<std::string, std::string, std::string>;
+  struct Size {
+    uint64_t nodes = 0;
+    int depth = 0;  // of calls within calls
+  };
+  struct Callee {
+    const onnx::FunctionProto* function = nullptr;
+    std::optional<Size> size;  // once it is known
+    bool is_open = false;      // being measured
+  };
+
+  // The default domain has two names.
+  static Key KeyOf(const std::string& domain, const std::string& name, const std::string& overload) {
+    return {domain == "ai.onnx" ? "" : domain, name, overload};
+  }
+
+  absl::StatusOr<Size> Measure(Callee& callee) {
+    const onnx::FunctionProto& function = *callee.function;
+    const ErrorPlace place = {.layer = function.name()};
+    if (callee.is_open) {
+      return MakeError(v1::GRAPH_INVALID, "the function calls itself", place);
+    }
+    if (!callee.size.has_value()) {
+      if (++open_ > limits_.max_depth) {  // before the next takes its share of the stack
+        return TooDeep(place);
+      }
+      callee.is_open = true;
+      Size size;
+      for (const onnx::NodeProto& node : function.node()) {
+        MP_RETURN_IF_ERROR(AddNode(node, size));
+      }
+      --open_;
+      callee.is_open = false;
+      ++size.depth;
+      callee.size = size;
+    }
+    return callee.size->depth > limits_.max_depth ? absl::StatusOr<Size>(TooDeep(place)) : *callee.size;
+  }
+
+  absl::Status TooDeep(const ErrorPlace& place) const {
+    return MakeError(v1::MODEL_LIMIT, absl::StrCat("functions call functions more than ", limits_.max_depth, " levels deep"),
+                     place);
+  }
+
+  absl::Status Add(uint64_t nodes, Size& size) const {
+    size.nodes += nodes;  // of two numbers that are at most max_items
+    return size.nodes > limits_.max_items
+               ? MakeError(v1::MODEL_LIMIT, absl::StrCat("the model has more than ", limits_.max_items,
+                                                         " nodes once the calls of its functions are inlined"))
+               : absl::OkStatus();
+  }
+
+  // The node itself and what is inlined for it, in its subgraphs too.
+  absl::Status AddNode(const onnx::NodeProto& node, Size& size) {
+    MP_RETURN_IF_ERROR(Add(1, size));
+    if (auto it = functions_.find(KeyOf(node.domain(), node.op_type(), node.overload())); it != functions_.end()) {
+      MP_ASSIGN_OR_RETURN(const Size inlined, Measure(it->second));
+      size.depth = std::max(size.depth, inlined.depth);
+      MP_RETURN_IF_ERROR(Add(inlined.nodes, size));
+    }
+    for (const onnx::AttributeProto& attribute : node.attribute()) {
+      for (const onnx::NodeProto& inner : attribute.g().node()) {
+        MP_RETURN_IF_ERROR(AddNode(inner, size));
+      }
+      for (const onnx::GraphProto& graph : attribute.graphs()) {
+        for (const onnx::NodeProto& inner : graph.node()) {
+          MP_RETURN_IF_ERROR(AddNode(inner, size));
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  const Model& model_;
+  const ModelLimits& limits_;
+  std::map<Key, Callee> functions_;
+  int open_ = 0;  // functions being measured
+};
+
 class Reader {
  public:
   Reader(const FileSet& files, const std::string& name, const ModelLimits& limits)
@@ -179,6 +288,10 @@ class Reader {
   absl::Status Finish(onnx::GraphProto& graph);
   absl::Status Finish(onnx::FunctionProto& function);
   absl::Status Finish(onnx::TrainingInfoProto& training);
+  absl::Status CheckName(absl::string_view name) const;
+  absl::Status CheckValueNames(const onnx::GraphProto& graph) const;
+  // Names and numbers of what a node has.
+  absl::Status CheckNode(const onnx::NodeProto& node) const;
   template <typename Messages>
   absl::Status FinishAll(Messages* messages);
 
@@ -296,6 +409,8 @@ absl::StatusOr<Model> Reader::Read() {
   }
   MP_RETURN_IF_ERROR(FinishAll(model.shell.mutable_functions()));
   MP_RETURN_IF_ERROR(FinishAll(model.shell.mutable_training_info()));
+  MP_RETURN_IF_ERROR(CheckValueNames(model.shell.graph()));
+  MP_RETURN_IF_ERROR(AtPlace(FunctionCalls(model, limits_).Check(), {.file = name_}));
   if (!missing_.empty()) {
     return WithMetadata(
         MakeError(v1::FILE_NOT_FOUND,
@@ -334,11 +449,14 @@ absl::Status Reader::ReadGraph(Bytes message, Model& model) {
 }
 
 absl::Status Reader::ReadNode(Bytes message, Node& node) {
-  return Split(message, Kind::kNode, 3, node.proto, [&](const WireField& field) -> absl::StatusOr<bool> {
+  MP_RETURN_IF_ERROR(Split(message, Kind::kNode, 3, node.proto, [&](const WireField& field) -> absl::StatusOr<bool> {
     if (field.number != kNodeAttribute || field.type != WireType::kLength) {
       return false;
     }
     MP_RETURN_IF_ERROR(Charge(kObjectBytes));
+    if (node.proto.attribute_size() == kMaxNodeAttributes) {
+      return OverLimit("attributes of one node", kMaxNodeAttributes);
+    }
     onnx::AttributeProto& attribute = *node.proto.add_attribute();
     std::vector<Bytes> tensors;
     MP_RETURN_IF_ERROR(Split(field.content, Kind::kAttribute, 4, attribute, [&](const WireField& part) -> absl::StatusOr<bool> {
@@ -361,7 +479,50 @@ absl::Status Reader::ReadNode(Bytes message, Node& node) {
       MP_ASSIGN_OR_RETURN(*attribute.mutable_t(), ToProto(tensor));
     }
     return true;
-  });
+  }));
+  return CheckNode(node.proto);
+}
+
+absl::Status Reader::CheckName(absl::string_view name) const {
+  return name.size() > kMaxModelNameBytes ? OverLimit("bytes in one name", kMaxModelNameBytes) : absl::OkStatus();
+}
+
+absl::Status Reader::CheckValueNames(const onnx::GraphProto& graph) const {
+  for (const auto* values : {&graph.input(), &graph.output(), &graph.value_info()}) {
+    for (const onnx::ValueInfoProto& value : *values) {
+      MP_RETURN_IF_ERROR(CheckName(value.name()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Reader::CheckNode(const onnx::NodeProto& node) const {
+  if (node.attribute_size() > kMaxNodeAttributes) {
+    return OverLimit("attributes of one node", kMaxNodeAttributes);
+  }
+  if (node.input_size() > kMaxNodeValues || node.output_size() > kMaxNodeValues) {
+    return OverLimit("inputs or outputs of one node", kMaxNodeValues);
+  }
+  for (const onnx::AttributeProto& attribute : node.attribute()) {
+    // ONNX Runtime divides by them before it looks at them, and dies of it.
+    const bool is_divisor = attribute.name() == "strides" || attribute.name() == "dilations" ||
+                            attribute.name() == "kernel_shape" || attribute.name() == "group";
+    const bool is_positive = std::all_of(attribute.ints().begin(), attribute.ints().end(), [](int64_t i) { return i > 0; }) &&
+                             (!attribute.has_i() || attribute.i() > 0);
+    if (is_divisor && !is_positive && (node.domain().empty() || node.domain() == "ai.onnx")) {
+      return MakeError(v1::GRAPH_INVALID, absl::StrCat("the attribute '", attribute.name(), "' has a value that is not positive"),
+                       {.file = name_, .layer = node.name()});
+    }
+  }
+  for (const std::string* name : {&node.name(), &node.op_type(), &node.domain()}) {
+    MP_RETURN_IF_ERROR(CheckName(*name));
+  }
+  for (const auto* names : {&node.input(), &node.output()}) {
+    for (const std::string& name : *names) {
+      MP_RETURN_IF_ERROR(CheckName(name));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Reader::AddPiece(RawField& field, bool append, Bytes piece) {
@@ -409,6 +570,7 @@ absl::Status Reader::ReadTensor(absl::Span<const Bytes> messages, int depth, Ten
       return true;
     }));
   }
+  MP_RETURN_IF_ERROR(CheckName(tensor.name()));
   return AtTensor(ReadTensorData(fields, tensor), tensor.header);
 }
 
@@ -479,6 +641,7 @@ absl::StatusOr<FileRange> Reader::ResolveExternal(onnx::TensorProto& header) {
   }
   header.clear_external_data();
   header.clear_data_location();
+  MP_RETURN_IF_ERROR(CheckName(location));
   MP_ASSIGN_OR_RETURN(std::string path, CleanLocation(location));
   path = folder_ + path;
   if (!files_.Contains(path)) {
@@ -487,6 +650,9 @@ absl::StatusOr<FileRange> Reader::ResolveExternal(onnx::TensorProto& header) {
   }
   std::shared_ptr<const InputFile>& file = external_files_[path];
   if (file == nullptr) {
+    if (external_files_.size() > limits_.max_external_files) {
+      return OverLimit("files of external data", limits_.max_external_files);
+    }
     MP_ASSIGN_OR_RETURN(file, files_.Open(path));
   }
   auto error = [&](absl::string_view why) {
@@ -520,6 +686,7 @@ absl::Status Reader::FinishAll(Messages* messages) {
 
 absl::Status Reader::Finish(onnx::TensorProto& tensor) {
   auto finish = [&]() -> absl::Status {
+    MP_RETURN_IF_ERROR(CheckName(tensor.name()));
     const bool external = tensor.data_location() == onnx::TensorProto::EXTERNAL;
     if (external) {
       MP_ASSIGN_OR_RETURN(FileRange range, ResolveExternal(tensor));
@@ -570,9 +737,13 @@ absl::Status Reader::Finish(onnx::AttributeProto& attribute) {
   return FinishAll(attribute.mutable_sparse_tensors());
 }
 
-absl::Status Reader::Finish(onnx::NodeProto& node) { return FinishAll(node.mutable_attribute()); }
+absl::Status Reader::Finish(onnx::NodeProto& node) {
+  MP_RETURN_IF_ERROR(CheckNode(node));
+  return FinishAll(node.mutable_attribute());
+}
 
 absl::Status Reader::Finish(onnx::GraphProto& graph) {
+  MP_RETURN_IF_ERROR(CheckValueNames(graph));
   MP_RETURN_IF_ERROR(FinishAll(graph.mutable_node()));
   MP_RETURN_IF_ERROR(FinishAll(graph.mutable_initializer()));
   return FinishAll(graph.mutable_sparse_initializer());

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "engine/model/element_type.h"
 #include "engine/model/model.h"
@@ -43,9 +44,6 @@ constexpr ElementType kElementTypes[] = {
     {23, 4, DataField::kInt32},  // FLOAT4E2M1, newer than the onnx.proto compiled in
     {24, 8, DataField::kInt32},  // FLOAT8E8M0, the same
 };
-
-// Beyond any file, and small enough that no size computed from it overflows.
-constexpr uint64_t kMaxElements = uint64_t{1} << 56;
 
 const char* FieldName(DataField field) {
   switch (field) {
@@ -198,7 +196,7 @@ absl::StatusOr<uint64_t> CheckedElementCount(const TensorProto& header, int max_
     if (dim < 0) {
       return MakeError(v1::TENSOR_INVALID, absl::StrCat("the tensor has a negative dim, ", dim));
     }
-    too_many = too_many || __builtin_mul_overflow(count, static_cast<uint64_t>(dim), &count) || count > kMaxElements;
+    too_many = too_many || __builtin_mul_overflow(count, static_cast<uint64_t>(dim), &count) || count > kMaxTensorElements;
   }
   if (too_many) {
     return MakeError(v1::MODEL_LIMIT, "the product of the tensor's dims is larger than any tensor can be");

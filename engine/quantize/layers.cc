@@ -14,6 +14,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "engine/quantize/marks.h"
 #include "engine/quantize/op_rules.h"
@@ -859,6 +860,11 @@ std::set<std::string> Layers::OtherwisePadded() const {
 }
 
 absl::StatusOr<v1::ModuleManifest> ReadModuleManifest(absl::string_view json, const std::string& file) {
+  if (json.size() > kMaxManifestBytes) {
+    return MakeError(v1::MANIFEST_INVALID,
+                     absl::StrCat("the file has ", json.size(), " bytes; at most ", kMaxManifestBytes, " are read"),
+                     {.file = file});
+  }
   v1::ModuleManifest manifest;
   const auto parsed = google::protobuf::util::JsonStringToMessage({json.data(), json.size()}, &manifest);
   if (!parsed.ok()) {

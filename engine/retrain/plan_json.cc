@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
@@ -37,6 +38,11 @@ absl::StatusOr<std::string> PrintRewritePlan(const v1::RewritePlan& plan) {
 }
 
 absl::StatusOr<v1::RewritePlan> ParseRewritePlan(absl::string_view json, const std::string& file) {
+  if (json.size() > kMaxPlanBytes) {
+    return MakeError(v1::REQUEST_INVALID,
+                     absl::StrCat("the rewrite plan has ", json.size(), " bytes; at most ", kMaxPlanBytes, " are read"),
+                     {.file = file});
+  }
   v1::RewritePlan plan;
   google::protobuf::util::JsonParseOptions options;
   options.ignore_unknown_fields = true;

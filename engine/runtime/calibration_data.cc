@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "engine/kernels/quantize.h"
 #include "engine/model/element_type.h"
@@ -23,12 +24,8 @@ namespace {
 
 using onnx::TensorProto;
 
-constexpr uint64_t kMaxProtoBytes = 512 << 20;           // a TensorProto is parsed in memory
-constexpr uint64_t kMaxTensorBytes = uint64_t{2} << 30;  // of one input in one batch
-constexpr int64_t kMaxBatches = 1'000'000;
 constexpr int64_t kDefaultBatchSize = 16;
 constexpr size_t kChunkElements = 1 << 14;
-constexpr int kMaxDims = 32;
 
 // ---- Arrays by name.
 
@@ -64,8 +61,8 @@ absl::Status Mismatch(const std::string& file, absl::string_view message) {
 class ProtoReader final : public ArrayReader {
  public:
   static absl::StatusOr<std::unique_ptr<ArrayReader>> Open(const InputFile& file) {
-    if (file.size() > kMaxProtoBytes) {
-      return Unreadable(file.name(), absl::StrCat("a TensorProto of more than ", kMaxProtoBytes >> 20,
+    if (file.size() > kMaxTensorProtoBytes) {
+      return Unreadable(file.name(), absl::StrCat("a TensorProto of more than ", kMaxTensorProtoBytes >> 20,
                                                   " MiB is not read; use an .npy or .npz file"));
     }
     std::string bytes(file.size(), '\0');
@@ -84,7 +81,7 @@ class ProtoReader final : public ArrayReader {
     }
     const uint64_t amount = proto.has_raw_data() ? proto.raw_data().size() : values;
     const Tensor tensor = FromProto(std::move(proto));
-    const absl::Status fits = CheckData(tensor.header, tensor.field, amount, kMaxDims);
+    const absl::Status fits = CheckData(tensor.header, tensor.field, amount, kMaxTensorDims);
     if (!fits.ok()) {
       return Unreadable(file.name(), fits.message());
     }
@@ -505,6 +502,9 @@ class Planner {
 
   absl::Status AddBatch(const std::string& file, const Arrays& arrays, DataPlan& plan) const {
     MP_RETURN_IF_ERROR(CheckComplete(file, arrays, absl::StrCat(" in batch ", plan.size())));
+    if (plan.size() == kMaxBatches) {
+      return Unreadable(file, absl::StrCat("the data holds more than ", kMaxBatches, " batches"));
+    }
     BatchPlan& batch = plan.emplace_back(inputs_.size());
     for (size_t i = 0; i < inputs_.size(); ++i) {
       batch[i].array = arrays[i];
@@ -824,9 +824,9 @@ class PlannedData final : public CalibrationData {
     }
     const uint64_t elements = CountElements(tensor.dims);
     const uint64_t element_bytes = ElementBytes(input.data_type);
-    if (elements > kMaxTensorBytes / element_bytes) {
+    if (elements > kMaxBatchTensorBytes / element_bytes) {
       return Error(v1::DATA_UNREADABLE, i,
-                   absl::StrCat("it takes more than ", kMaxTensorBytes >> 30, " GiB; make batches smaller"));
+                   absl::StrCat("it takes more than ", kMaxBatchTensorBytes >> 30, " GiB; make batches smaller"));
     }
     tensor.bytes.resize(keep ? elements * element_bytes : 0);
     std::vector<uint8_t> raw(kChunkElements * ElementBytes(data_type));

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "engine/base/status.h"
 #include "engine/model/element_type.h"
@@ -28,13 +29,13 @@ absl::Status Unrunnable(absl::string_view what, absl::string_view text) {
       absl::StrCat(what, ": ", absl::StrJoin(absl::StrSplit(text, absl::ByAnyChar("\r\n\t "), absl::SkipEmpty()), " ")));
 }
 
-// Calls f, which returns a Status or StatusOr.
+// Calls f, which returns a Status or StatusOr. The path of `folder`, which is nothing to the caller, is left out of texts.
 template <typename F>
-auto Guarded(absl::string_view what, F f) -> decltype(f()) {
+auto Guarded(absl::string_view what, const std::string& folder, F f) -> decltype(f()) {
   try {
     return f();
   } catch (const std::exception& e) {
-    return Unrunnable(what, e.what());
+    return Unrunnable(what, folder.empty() ? std::string(e.what()) : absl::StrReplaceAll(e.what(), {{folder, ""}}));
   }
 }
 
@@ -46,7 +47,8 @@ class OrtRunner final : public ModelRunner {
     MP_RETURN_IF_ERROR(FindTensors(model, options.tensors));
     MP_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFolder> folder, OutputFolder::Create(options.scratch_folder));
     MP_RETURN_IF_ERROR(Write(model, options.threads, *folder));
-    return Guarded("ONNX Runtime cannot load the model", [&] {
+    const std::string path = folder->StagedPath(kModelFile);
+    return Guarded("ONNX Runtime cannot load the model", path.substr(0, path.rfind('/') + 1), [&] {
       Ort::SessionOptions session;
       // As the graph says: fusions and the blocked layout of convolutions change activations by more than 1e-6 of the largest one
       // (up to 1e-5 in mobilenet_v1, 1e-4 behind instance norms), for a gain that the estimators' own time dwarfs.
@@ -60,7 +62,7 @@ class OrtRunner final : public ModelRunner {
       session.DisableCpuMemArena();
       session.DisableMemPattern();
       session.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
-      session_ = Ort::Session(RuntimeEnv(), folder->StagedPath(kModelFile).c_str(), session);
+      session_ = Ort::Session(RuntimeEnv(), path.c_str(), session);
       return absl::OkStatus();
     });
   }
@@ -71,7 +73,7 @@ class OrtRunner final : public ModelRunner {
     if (batch.size() != inputs_.size()) {
       return MakeError(v1::INTERNAL_ERROR, "the batch does not have as many tensors as the model has inputs");
     }
-    return Guarded("ONNX Runtime cannot run the model", [&]() -> absl::StatusOr<RunResult> {
+    return Guarded("ONNX Runtime cannot run the model", "", [&]() -> absl::StatusOr<RunResult> {
       auto outputs = std::make_shared<std::vector<Ort::Value>>();
       if (!output_names_.empty()) {
         *outputs = RunSession(batch);

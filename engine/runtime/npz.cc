@@ -16,17 +16,13 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "onnx/onnx_pb.h"
 
 namespace modelpress::engine {
 namespace {
 
-constexpr uint64_t kMaxMembers = 100'000;
-constexpr size_t kMaxNameBytes = 1024;
-// numpy itself stops at 10,000 unless told otherwise; a plain array needs some 100.
-constexpr uint32_t kMaxHeaderBytes = 10'000;
-constexpr int kMaxRank = 32;
 constexpr uint64_t kMaxArrayBytes = uint64_t{1} << 62;
 
 // Where bytes come from: a file or a member of an archive.
@@ -171,7 +167,7 @@ class HeaderParser {
         ++digits;
       }
       int64_t dim = 0;
-      if (!absl::SimpleAtoi(text_.substr(0, digits), &dim) || dims.size() == kMaxRank) {
+      if (!absl::SimpleAtoi(text_.substr(0, digits), &dim) || dims.size() == kMaxTensorDims) {
         return false;
       }
       dims.push_back(dim);
@@ -263,8 +259,8 @@ class NpyReader final : public ArrayReader {
     for (size_t i = 0; i < length_bytes; ++i) {
       length |= uint32_t{start[8 + i]} << (8 * i);
     }
-    if (length > kMaxHeaderBytes) {
-      return source_->Error(absl::StrCat("the header of the array has ", length, " bytes, more than ", kMaxHeaderBytes));
+    if (length > kMaxNpyHeaderBytes) {
+      return source_->Error(absl::StrCat("the header of the array has ", length, " bytes, more than ", kMaxNpyHeaderBytes));
     }
     std::string text(length, '\0');
     MP_RETURN_IF_ERROR(source_->Read({reinterpret_cast<uint8_t*>(text.data()), text.size()}));
@@ -481,9 +477,11 @@ class NpzFileImpl final : public NpzFile {
                                           zip_error_strerror(&error), ")"));
     }
     const zip_int64_t count = zip_get_num_entries(archive_->zip, 0);
-    if (count < 0 || static_cast<uint64_t>(count) > kMaxMembers) {
-      return archive_->Error(absl::StrCat("the archive has ", count, " members, more than ", kMaxMembers));
+    if (count < 0 || static_cast<uint64_t>(count) > kMaxNpzMembers) {
+      return archive_->Error(absl::StrCat("the archive has ", count, " members, more than ", kMaxNpzMembers));
     }
+    uint64_t unpacked = 0;
+    uint64_t packed = 0;
     names_.reserve(static_cast<size_t>(count));
     for (zip_uint64_t i = 0; i < static_cast<zip_uint64_t>(count); ++i) {
       const char* const raw_name = zip_get_name(archive_->zip, i, ZIP_FL_ENC_GUESS);
@@ -491,8 +489,8 @@ class NpzFileImpl final : public NpzFile {
         return archive_->Error(absl::StrCat("the name of member ", i, " cannot be read"));
       }
       std::string name = raw_name;
-      if (name.size() > kMaxNameBytes) {
-        return archive_->Error(absl::StrCat("the name of member ", i, " has more than ", kMaxNameBytes, " bytes"));
+      if (name.size() > kMaxNpzNameBytes) {
+        return archive_->Error(absl::StrCat("the name of member ", i, " has more than ", kMaxNpzNameBytes, " bytes"));
       }
       if (absl::EndsWith(name, ".npy")) {
         name.resize(name.size() - 4);
@@ -501,6 +499,31 @@ class NpzFileImpl final : public NpzFile {
         return archive_->Error(absl::StrCat("there are two members of the name '", name, "'"));
       }
       names_.push_back(std::move(name));
+      MP_RETURN_IF_ERROR(AddSizes(i, unpacked, packed));
+    }
+    return absl::OkStatus();
+  }
+
+  // Adds the sizes of a member as the directory tells them (what it really unpacks to is compared when it is read).
+  absl::Status AddSizes(zip_uint64_t index, uint64_t& unpacked, uint64_t& packed) {
+    zip_stat_t stat;
+    zip_stat_init(&stat);
+    constexpr zip_uint64_t kWanted = ZIP_STAT_SIZE | ZIP_STAT_COMP_SIZE;
+    if (zip_stat_index(archive_->zip, index, 0, &stat) != 0 || (stat.valid & kWanted) != kWanted) {
+      return archive_->Error(absl::StrCat("the size of member ", index, " cannot be read"));
+    }
+    const uint64_t size = archive_->file->size();
+    if (stat.comp_size > size - packed) {
+      return archive_->Error("the members take more bytes than the archive has: they overlap, or the directory is damaged");
+    }
+    packed += stat.comp_size;
+    if (stat.size > kMaxNpzInflatedBytes - unpacked) {
+      return archive_->Error(absl::StrCat("the members unpack to more than ", kMaxNpzInflatedBytes >> 30, " GiB"));
+    }
+    unpacked += stat.size;
+    if (unpacked > kNpzRatioFrom && unpacked / kMaxNpzRatio > size) {
+      return archive_->Error(absl::StrCat("the members unpack to more than ", kMaxNpzRatio,
+                                          " times the archive's size; save such data uncompressed, with numpy.savez"));
     }
     return absl::OkStatus();
   }

@@ -15,12 +15,14 @@
 #include "engine/base/status.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/resource_quota.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "server/base/posix.h"
 #include "server/blobs/directory_blob_store.h"
 #include "server/jobs/sql_job_store.h"
 #include "server/metrics/rpc_interceptor.h"
+#include "server/rpc/limits.h"
 #include "server/sql/schema.h"
 #include "server/worker/owner.h"
 #include "server/workspaces/sql_workspace_store.h"
@@ -28,7 +30,6 @@
 namespace modelpress::server {
 namespace {
 
-constexpr int kMaxMessageBytes = 4 << 20;
 constexpr int kBlockingThreads = 8;  // for disk and database; more only queue at the same disk
 
 // For the last answers to leave and for clients to close their connections; those that do not are closed.
@@ -41,6 +42,17 @@ void EnableGrpcPlugins() {
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   });
+}
+
+void SetLimits(grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  builder.SetMaxSendMessageSize(kMaxMessageBytes);
+  builder.SetResourceQuota(grpc::ResourceQuota("rpc").Resize(kMaxRpcMemoryBytes));
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kConnectionIdleMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
 }
 
 absl::Status MakeWritable(const std::string& folder) {
@@ -124,8 +136,7 @@ absl::Status Daemon::StartRpc() {
   builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
   // Two servers on one port would each get half of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  builder.SetMaxSendMessageSize(kMaxMessageBytes);
+  SetLimits(builder);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 30'000);
   builder.RegisterService(&*compression_);
   builder.RegisterService(&*workspaces_service_);

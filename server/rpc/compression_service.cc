@@ -11,6 +11,7 @@
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "server/base/sha256.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/limits.h"
 #include "server/rpc/names.h"
 
 namespace modelpress::server {
@@ -137,6 +138,11 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const 
   job.trace_parent = caller.traceparent;
   for (v1::File& file : inputs) {
     *job.metadata.add_inputs() = std::move(file);
+  }
+  if (const size_t size = job.metadata.ByteSizeLong() + job.request.ByteSizeLong(); size > kMaxOperationBytes) {
+    return MakeError(v1::REQUEST_INVALID, absl::StrCat("the request and the names of its ", job.metadata.inputs_size(),
+                                                       " input files have ", size, " bytes; at most ", kMaxOperationBytes,
+                                                       " are allowed: put data into one .npz, a model into a folder of its own"));
   }
   MP_ASSIGN_OR_RETURN(const Job stored, jobs_.Create(job, options.request_id()));
   events_.Notify();

@@ -1,18 +1,12 @@
 #ifndef MODELPRESS_SERVER_RPC_OPERATIONS_SERVICE_H_
 #define MODELPRESS_SERVER_RPC_OPERATIONS_SERVICE_H_
 
-#include <string>
-
-#include "absl/status/statusor.h"
 #include "google/longrunning/operations.grpc.pb.h"
 #include "server/jobs/job_events.h"
 #include "server/jobs/job_store.h"
 #include "server/rpc/calls.h"
 
 namespace modelpress::server {
-
-// Reads the filter of ListOperations (operations.proto). REQUEST_INVALID with field "filter".
-absl::StatusOr<JobFilter> ParseFilter(const std::string& filter);
 
 // google.longrunning.Operations in full.
 class OperationsService final : public google::longrunning::Operations::CallbackService {

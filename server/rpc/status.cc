@@ -5,26 +5,33 @@
 
 #include "absl/strings/str_split.h"
 #include "engine/base/status.h"
+#include "engine/base/utf8.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace modelpress::server {
 namespace {
 
-// Trailing metadata is limited to 8 KiB by default and carries the message twice.
-constexpr size_t kMaxMessage = 2048;
+// Trailing metadata is limited to 8 KiB by default and carries all of this: the text by itself (percent-encoded, so that a
+// character may take three times its bytes) and, in base64, the text again, the metadata and what else is said of it.
+constexpr size_t kMaxMessage = 1024;
+constexpr size_t kMaxDescription = 512;
+constexpr int kMaxMissing = 64;  // files that are listed one by one
 
 std::string Find(const std::map<std::string, std::string>& metadata, const std::string& key) {
   auto it = metadata.find(key);
   return it == metadata.end() ? "" : it->second;
 }
 
-google::rpc::PreconditionFailure Missing(const std::string& files, const std::string& message) {
+google::rpc::PreconditionFailure Missing(const std::string& files) {
   google::rpc::PreconditionFailure failure;
   for (absl::string_view file : absl::StrSplit(files, '\n')) {
+    if (failure.violations_size() == kMaxMissing) {
+      break;
+    }
     auto* violation = failure.add_violations();
     violation->set_type("MISSING");
     violation->set_subject(std::string(file));
-    violation->set_description(message);
+    violation->set_description("there is no such file");
   }
   return failure;
 }
@@ -40,28 +47,28 @@ google::rpc::Status ToRpcStatus(const absl::Status& status) {
     return ToRpcStatus(MakeError(v1::INTERNAL_ERROR, status.ToString(absl::StatusToStringMode::kDefault)));
   }
   const std::map<std::string, std::string> metadata = MetadataOf(status);
-  const std::string message(status.message().substr(0, kMaxMessage));
+  const std::string message = AsUtf8(status.message(), kMaxMessage);
   rpc.set_code(static_cast<int>(status.code()));
   rpc.set_message(message);
   google::rpc::ErrorInfo info;
   info.set_reason(v1::Reason_Name(ReasonOf(status)));
   info.set_domain("modelpress");
   for (const auto& [key, value] : metadata) {
-    (*info.mutable_metadata())[key] = value.substr(0, kMaxMessage);
+    (*info.mutable_metadata())[key] = AsUtf8(value, kMaxMessage);
   }
   rpc.add_details()->PackFrom(info);
   if (std::string field = Find(metadata, "field"); !field.empty()) {
     google::rpc::BadRequest bad_request;
     auto* violation = bad_request.add_field_violations();
     violation->set_field(field);
-    violation->set_description(message);
+    violation->set_description(AsUtf8(message, kMaxDescription));
     rpc.add_details()->PackFrom(bad_request);
   }
   if (ReasonOf(status) == v1::FILE_NOT_FOUND) {
     std::string files = Find(metadata, "missing");
     files = files.empty() ? Find(metadata, "file") : files;
     if (!files.empty()) {
-      rpc.add_details()->PackFrom(Missing(files.substr(0, kMaxMessage), message));
+      rpc.add_details()->PackFrom(Missing(AsUtf8(files, kMaxMessage)));
     }
   }
   return rpc;
@@ -72,7 +79,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
     return grpc::Status::OK;
   }
   const google::rpc::Status rpc = ToRpcStatus(status);
-  return {static_cast<grpc::StatusCode>(rpc.code()), rpc.message(), rpc.SerializeAsString()};
+  return {static_cast<grpc::StatusCode>(rpc.code()), AsUtf8(rpc.message(), kMaxDescription), rpc.SerializeAsString()};
 }
 
 }  // namespace modelpress::server

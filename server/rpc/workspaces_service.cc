@@ -1,6 +1,7 @@
 #include "server/rpc/workspaces_service.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
@@ -49,9 +50,15 @@ absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow&
 // asked for, so that memory holds one message per stream and only one thread at a time touches the state.
 class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesRequest> {
  public:
-  UploadReactor(const TransferContext& context, const grpc::ServerContextBase& call, v1::Upload* response)
-      : context_(context), response_(response), caller_(context.calls.Enter(call, Role::kWriter)) {
-    if (caller_.ok()) {
+  // `open`: streams that are under way, counted here.
+  UploadReactor(const TransferContext& context, const grpc::ServerContextBase& call, std::atomic<int>& open, int max_open,
+                v1::Upload* response)
+      : context_(context), open_(open), response_(response), caller_(context.calls.Enter(call, Role::kWriter)) {
+    if (++open_ > max_open && caller_.ok()) {
+      Finish(ToGrpcStatus(
+          MakeError(v1::UPLOAD_BUSY,
+                    absl::StrCat(max_open, " uploads are under way, as many as the server takes; try again in a moment"))));
+    } else if (caller_.ok()) {
       StartRead(&message_);
     } else {
       Finish(ToGrpcStatus(caller_.status()));
@@ -62,6 +69,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
     context_.calls.Run([this, ok] { ok ? Take() : End(); });
   }
   void OnDone() override {
+    --open_;
     if (caller_.ok()) {
       context_.calls.Leave();
     }
@@ -157,6 +165,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
   }
 
   const TransferContext context_;
+  std::atomic<int>& open_;
   v1::Upload* const response_;
   const absl::StatusOr<Caller> caller_;
   v1::UploadBytesRequest message_;
@@ -352,7 +361,7 @@ grpc::ServerUnaryReactor* WorkspacesService::GetUpload(grpc::CallbackServerConte
 
 grpc::ServerReadReactor<v1::UploadBytesRequest>* WorkspacesService::UploadBytes(grpc::CallbackServerContext* context,
                                                                                 v1::Upload* response) {
-  return new UploadReactor(context_, *context, response);
+  return new UploadReactor(context_, *context, open_uploads_, max_open_uploads_, response);
 }
 
 grpc::ServerWriteReactor<v1::DownloadFileResponse>* WorkspacesService::DownloadFile(grpc::CallbackServerContext* context,

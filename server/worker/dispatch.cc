@@ -306,13 +306,32 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SaveCompress
   return SavedResult<v1::SaveModelResponse>(saved, context.validate_only);
 }
 
+// The model of a request, to which an error about its content belongs that names no file: ONNX Runtime knows none.
+template <typename Request>
+absl::Status AtModel(const absl::Status& status, const Request& request) {
+  const ErrorPlace place = PlaceOf(status);
+  if (!absl::IsInvalidArgument(status) || !place.file.empty() || !place.field.empty()) {
+    return status;
+  }
+  std::string model;
+  if constexpr (requires { request.model(); }) {
+    model = request.model();
+  }
+  if constexpr (requires { request.modified_onnx_file(); }) {
+    model = model.empty() ? request.modified_onnx_file() : model;
+  }
+  return AtPlace(status, {.file = model});
+}
+
 // Runs the function of the first type that `any` holds.
 template <typename Request, typename... Others>
 absl::StatusOr<RunResult> DispatchAmong(const google::protobuf::Any& any, CallContext& context) {
   if (Request request; any.UnpackTo(&request)) {
     context.validate_only = request.options().validate_only();
     context.defects = request.options().reference_defects() ? engine::ReferenceDefects::All() : engine::ReferenceDefects();
-    return Run(context, request);
+    absl::StatusOr<RunResult> result = Run(context, request);
+    MP_RETURN_IF_ERROR(AtModel(result.status(), request));
+    return result;
   }
   if constexpr (sizeof...(Others) > 0) {
     return DispatchAmong<Others...>(any, context);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -117,12 +118,22 @@ void ExitWithWorker() {
   _exit(1);
 }
 
+// A model may have its weights in thousands of files, each of which is open while it is worked on.
+void RaiseFileLimit() {
+  rlimit files = {};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+}
+
 }  // namespace
 
 int RunChild() {
   // The kernel's help against outliving a worker that was killed; the end of stdin covers the moment before this call.
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   std::set_new_handler([] { _exit(kExitOutOfMemory); });
+  RaiseFileLimit();
   const EventPipe events;
   engine::InitializeRuntime();
   RunEvent event;

@@ -1,5 +1,8 @@
 #include "engine/base/status.h"
 
+#include <string>
+
+#include "engine/base/limits.h"
 #include "gtest/gtest.h"
 
 namespace modelpress {
@@ -30,6 +33,22 @@ TEST(StatusTest, OuterFunctionsFillInWhatInnerOnesDidNotKnow) {
   status = AtPlace(status, {.field = "modified_onnx_file", .file = "m.onnx", .layer = "ignored"});
   EXPECT_EQ(status.message(), "m.onnx: layer 'fc': weight is not finite");
   EXPECT_EQ(PlaceOf(status).field, "modified_onnx_file");
+}
+
+TEST(StatusTest, TakesNamesOfAnyBytesAndLength) {
+  const std::string name = "caf\xe9";  // Latin-1
+  const absl::Status status =
+      AtPlace(MakeError(v1::TENSOR_INVALID, "no data for '" + name + "'", {.layer = name}), {.file = "m"});
+  EXPECT_EQ(status.message(), "m: layer 'caf\\xe9': no data for 'caf\\xe9'");
+  EXPECT_EQ(ReasonOf(status), v1::TENSOR_INVALID);
+  EXPECT_EQ(PlaceOf(status).layer, "caf\\xe9");
+  EXPECT_EQ(MetadataOf(WithMetadata(status, "input", name))["input"], "caf\\xe9");
+
+  const std::string long_name(1 << 20, 'x');
+  const absl::Status cut = WithMetadata(MakeError(v1::GRAPH_INVALID, long_name, {.layer = long_name}), "input", long_name);
+  EXPECT_LE(cut.message().size(), kMaxErrorMessageBytes + kMaxErrorPlaceBytes + 20);
+  EXPECT_EQ(PlaceOf(cut).layer.size(), kMaxErrorPlaceBytes);
+  EXPECT_EQ(MetadataOf(cut)["input"].size(), kMaxErrorMessageBytes);
 }
 
 TEST(StatusTest, OnlyInfrastructureErrorsAreWorthAnotherAttempt) {

@@ -109,8 +109,11 @@ TEST(CreateTest, ALayerThatFailsTheConditionsMayBeSkipped) { EXPECT_TRUE(Create(
 TEST(CreateTest, TheLastStepFitsIntoTheRangeByDecimals) {
   EXPECT_TRUE(Create("common_config { ifmr_quantize { search_step: 0.6 } }").ok()) << "1.3 - 0.7 is less than 0.6 in binary";
   EXPECT_FALSE(Create("common_config { ifmr_quantize { search_step: 0.60001 } }").ok());
-  for (const char* bad : {"nan", "inf", "-1"}) {
+  EXPECT_TRUE(Create("common_config { ifmr_quantize { search_step: 0.0001 } }").ok());
+  for (const char* bad : {"nan", "inf", "-1", "1e-38"}) {  // the last one would be a search without end
     EXPECT_FALSE(Create(absl::StrCat("common_config { ifmr_quantize { search_step: ", bad, " } }")).ok()) << bad;
+  }
+  for (const char* bad : {"nan", "inf", "-1"}) {
     EXPECT_FALSE(Create(absl::StrCat("common_config { ifmr_quantize { search_range_end: ", bad, " } }")).ok()) << bad;
     EXPECT_FALSE(Create(absl::StrCat("common_config { ada_quantize { beta_range_start: ", bad, " } }")).ok()) << bad;
     EXPECT_FALSE(Create(absl::StrCat("common_config { dmq_balancer { migration_strength: ", bad, " } }")).ok()) << bad;

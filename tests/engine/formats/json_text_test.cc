@@ -1,5 +1,6 @@
 #include "engine/formats/json_text.h"
 
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -66,6 +67,15 @@ TEST(ParseJsonTest, RefusesWithPlace) {
     EXPECT_EQ(c.column, PlaceOf(status).column) << status;
     EXPECT_LT(status.message().size(), 500);
   }
+}
+
+TEST(ParseJsonTest, TakesSoManyValuesAndBytes) {
+  std::string text = "[0";
+  for (uint64_t i = 0; i < kMaxJsonValues; ++i) {
+    text += ",0";
+  }
+  EXPECT_EQ(v1::CONFIG_SYNTAX, ReasonOf(ParseJson(text + "]", "f.json").status()));
+  EXPECT_EQ(v1::CONFIG_SYNTAX, ReasonOf(ParseJson(std::string(kMaxJsonBytes, ' ') + "0", "f.json").status()));
 }
 
 TEST(ParseJsonTest, RepeatedKeysAreErrors) {

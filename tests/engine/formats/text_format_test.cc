@@ -9,6 +9,7 @@
 #include <string>
 
 #include "amct/record.pb.h"
+#include "engine/base/limits.h"
 #include "engine/base/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -220,6 +221,20 @@ TEST(ParseTextFormatTest, HostileNestingIsAnErrorNotACrash) {
   EXPECT_EQ(ReasonOf(ErrorOf(text)), v1::RECORD_SYNTAX);
   EXPECT_EQ(ReasonOf(ErrorOf(std::string(200'000, '<'))), v1::RECORD_SYNTAX);
   EXPECT_EQ(ReasonOf(ErrorOf("record: " + std::string(200'000, '['))), v1::RECORD_SYNTAX);
+}
+
+TEST(ParseTextFormatTest, TakesSoManyMessagesAndBytes) {
+  std::string text = "record: [{}";
+  for (uint64_t i = 0; i < kMaxTextMessages; ++i) {
+    text += ",{}";
+  }
+  const absl::Status many = ErrorOf(text + "]");
+  EXPECT_EQ(ReasonOf(many), v1::RECORD_SYNTAX);
+  EXPECT_EQ(PlaceOf(many).column, 10 + 3 * kMaxTextMessages);
+  SingleLayerRecord layer;
+  const std::string spaces(kMaxCfgBytes + 1, ' ');
+  EXPECT_EQ(ReasonOf(ParseTextFormat(spaces, v1::CONFIG_SYNTAX, "in.cfg", layer).status()), v1::CONFIG_SYNTAX);
+  EXPECT_TRUE(ParseTextFormat(spaces, v1::RECORD_SYNTAX, "r.txt", layer).ok());
 }
 
 TEST(ParseTextFormatTest, ErrorsQuoteNoMoreThanAPartOfTheText) {

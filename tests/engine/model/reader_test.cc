@@ -1,6 +1,10 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <functional>
+#include <string>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "engine/model/model.h"
@@ -194,6 +198,94 @@ TEST(ReaderTest, CountsItemsDepthAndBytes) {
   EXPECT_EQ(ReasonOfBytes(Field(7, annotations), {.max_inline_bytes = 9000}), v1::MODEL_LIMIT);
 }
 
+onnx::FunctionProto& AddFunction(onnx::ModelProto& model, const std::string& name, const std::vector<std::string>& calls) {
+  onnx::FunctionProto& function = *model.add_functions();
+  function.set_domain("local");
+  function.set_name(name);
+  for (const std::string& call : calls) {
+    onnx::NodeProto& node = *function.add_node();
+    node.set_domain("local");
+    node.set_op_type(call);
+  }
+  return function;
+}
+
+TEST(ReaderTest, FollowsTheCallsOfFunctions) {
+  onnx::ModelProto model = MakeModel(4);
+  AddFunction(model, "f", {"g", "Relu"});
+  AddFunction(model, "g", {"Relu"});
+  EXPECT_EQ(ReasonOfBytes(model.SerializeAsString()), v1::REASON_UNSPECIFIED);
+
+  onnx::ModelProto recursive = model;
+  AddFunction(recursive, "h", {"i"});
+  AddFunction(recursive, "i", {"f", "h"});
+  const absl::Status status = ReadBytes(recursive.SerializeAsString()).status();
+  EXPECT_EQ(ReasonOf(status), v1::GRAPH_INVALID);
+  EXPECT_THAT(status.message(), HasSubstr("calls itself"));
+
+  // The same through a subgraph.
+  onnx::ModelProto hidden = model;
+  onnx::FunctionProto& outer = AddFunction(hidden, "outer", {"If"});
+  onnx::NodeProto& call = *outer.mutable_node(0)->add_attribute()->mutable_g()->add_node();
+  call.set_domain("local");
+  call.set_op_type("outer");
+  EXPECT_EQ(ReasonOfBytes(hidden.SerializeAsString()), v1::GRAPH_INVALID);
+
+  // Twelve functions of ten calls each stand for 10^12 nodes.
+  onnx::ModelProto laughs = model;
+  for (int i = 0; i < 12; ++i) {
+    AddFunction(laughs, absl::StrCat("l", i), std::vector<std::string>(10, absl::StrCat("l", i + 1)));
+  }
+  EXPECT_EQ(ReasonOfBytes(laughs.SerializeAsString()), v1::MODEL_LIMIT);
+
+  // A long chain of calls takes no stack.
+  onnx::ModelProto chain = model;
+  for (int i = 0; i < 100'000; ++i) {
+    AddFunction(chain, absl::StrCat("c", i), {absl::StrCat("c", i + 1)});
+  }
+  EXPECT_EQ(ReasonOfBytes(chain.SerializeAsString()), v1::MODEL_LIMIT);
+}
+
+TEST(ReaderTest, LimitsWhatOneNodeHas) {
+  onnx::ModelProto attributes = MakeModel(4);
+  for (int i = 0; i <= kMaxNodeAttributes; ++i) {
+    attributes.mutable_graph()->mutable_node(0)->add_attribute();
+  }
+  EXPECT_EQ(ReasonOfBytes(attributes.SerializeAsString()), v1::MODEL_LIMIT);
+
+  onnx::ModelProto inputs = MakeModel(4);
+  for (int i = 0; i <= kMaxNodeValues; ++i) {
+    inputs.mutable_graph()->mutable_node(0)->add_input("x");
+  }
+  EXPECT_EQ(ReasonOfBytes(inputs.SerializeAsString()), v1::MODEL_LIMIT);
+
+  const std::string name(kMaxModelNameBytes + 1, 'n');
+  for (const auto& set : std::vector<std::function<void(onnx::GraphProto&)>>{
+           [&](onnx::GraphProto& graph) { graph.mutable_node(0)->set_name(name); },
+           [&](onnx::GraphProto& graph) { graph.mutable_node(0)->add_output(name); },
+           [&](onnx::GraphProto& graph) { graph.mutable_node(0)->set_op_type(name); },
+           [&](onnx::GraphProto& graph) { graph.add_initializer()->set_name(name); },
+           [&](onnx::GraphProto& graph) { graph.add_value_info()->set_name(name); },
+           [&](onnx::GraphProto& graph) { graph.add_node()->add_attribute()->mutable_g()->add_node()->set_name(name); },
+           [&](onnx::GraphProto& graph) { graph.add_node()->add_attribute()->mutable_g()->add_input()->set_name(name); }}) {
+    onnx::ModelProto model = MakeModel(4);
+    set(*model.mutable_graph());
+    EXPECT_EQ(ReasonOfBytes(model.SerializeAsString()), v1::MODEL_LIMIT);
+  }
+}
+
+TEST(ReaderTest, RefusesWindowsThatWouldBeDividedByZero) {
+  for (const char* name : {"strides", "dilations", "kernel_shape"}) {
+    onnx::ModelProto model = MakeModel(4);
+    onnx::AttributeProto& attribute = *model.mutable_graph()->mutable_node(0)->add_attribute();
+    attribute.set_name(name);
+    attribute.add_ints(1);
+    EXPECT_EQ(ReasonOfBytes(model.SerializeAsString()), v1::REASON_UNSPECIFIED);
+    attribute.add_ints(0);
+    EXPECT_EQ(ReasonOfBytes(model.SerializeAsString()), v1::GRAPH_INVALID);
+  }
+}
+
 // What protobuf merges, we merge: unpacked and split data fields, a graph and an attribute's tensor in several parts.
 TEST(ReaderTest, MergesLikeProtobuf) {
   std::string header = Field(8, "w");
@@ -293,6 +385,18 @@ TEST_F(ExternalDataTest, InSubgraphsIsLoadedWithinTheLimit) {
   const TensorProto& loaded = read->nodes[0].proto.attribute(0).g().initializer(0);
   EXPECT_EQ(loaded.SerializeAsString(), MakeRawTensor("inner", 1024).SerializeAsString());
   EXPECT_EQ(ReasonOf(ReadModel(folder_.Files(), "dir/m.onnx", {.max_inline_bytes = 4000}).status()), v1::MODEL_LIMIT);
+}
+
+TEST_F(ExternalDataTest, HasALimitOfFiles) {
+  onnx::ModelProto model;
+  for (int i = 0; i < 3; ++i) {
+    const std::string name = absl::StrCat("w", i);
+    folder_.Write(name, Pattern(16));
+    MakeExternal(*model.mutable_graph()->add_initializer() = MakeRawTensor(name, 4), {{"location", name}});
+  }
+  folder_.Write("m.onnx", model.SerializeAsString());
+  EXPECT_TRUE(ReadModel(folder_.Files(), "m.onnx", {.max_external_files = 3}).ok());
+  EXPECT_EQ(ReasonOf(ReadModel(folder_.Files(), "m.onnx", {.max_external_files = 2}).status()), v1::MODEL_LIMIT);
 }
 
 TEST_F(ExternalDataTest, OfConstantsIsLeftWhereItIs) {

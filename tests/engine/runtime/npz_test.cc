@@ -218,6 +218,30 @@ TEST(NpzTest, AClaimOfManyMembersAllocatesNothing) {
   }
 }
 
+TEST(NpzTest, BombsAreRefusedByTheDirectoryAlone) {
+  const TestFolder folder;
+  const std::string zeros(size_t{20} << 20, '\0');
+  WriteNpz(folder.Path("d.npz"), {{"x", NpyBytes("|u1", {20 << 20}, zeros)}}, /*compressed=*/true);
+  EXPECT_TRUE(ReadEverything(folder, folder.Read("d.npz")).ok()) << "a few zeros are no bomb";
+  NpzMembers members;
+  for (int i = 0; i < 5; ++i) {
+    members.emplace_back(absl::StrCat("x", i), NpyBytes("|u1", {20 << 20}, zeros));
+  }
+  WriteNpz(folder.Path("d.npz"), members, /*compressed=*/true);
+  ExpectUnreadable(NpzFile::Open(OpenInput(folder, "d.npz")).status(), "times the archive's size");
+  // Two entries of the directory for the same bytes.
+  WriteNpz(folder.Path("d.npz"), {{"x", FloatNpy({1000}, std::vector<float>(1000, 1))}});
+  const std::string whole = folder.Read("d.npz");
+  const size_t directory = whole.rfind("PK\1\2");
+  const size_t end = whole.rfind("PK\5\6");
+  std::string second = whole.substr(directory, end - directory);
+  second[second.find("x.npy")] = 'y';
+  std::string tail = whole.substr(end);
+  tail[8] = tail[10] = 2;
+  tail[12] = static_cast<char>(2 * second.size());
+  ExpectUnreadable(ReadEverything(folder, absl::StrCat(whole.substr(0, end), second, tail)), "overlap");
+}
+
 TEST(NpzTest, AMemberThatUnpacksToOtherThanItsHeaderSaysIsRefused) {
   const TestFolder folder;
   WriteNpz(folder.Path("d.npz"), {{"x__0", FloatNpy({5}, {1, 2, 3, 4})}}, true);

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "grpcpp/client_context.h"
+#include "server/rpc/operations_filter.h"
 #include "tests/server/testing/daemon_fixture.h"
 
 namespace modelpress::server {

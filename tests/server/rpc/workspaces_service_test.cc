@@ -1,9 +1,12 @@
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <random>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/client_context.h"
+#include "server/rpc/limits.h"
 #include "tests/server/testing/daemon_fixture.h"
 
 namespace modelpress::server {
@@ -198,6 +201,37 @@ TEST_F(WorkspacesServiceTest, SecondStreamOfAnUploadIsToldToWait) {
   EXPECT_TRUE(first->Finish().ok());
   EXPECT_TRUE(SendBytes(second, content, content.size(), &answer).ok());
   EXPECT_TRUE(answer.complete());
+}
+
+TEST_F(WorkspacesServiceTest, TakesSoManyUploadsAtATime) {
+  struct Stream {
+    grpc::ClientContext context;
+    v1::Upload answer;
+    std::unique_ptr<grpc::ClientWriter<v1::UploadBytesRequest>> writer;
+  };
+  auto open = [this] {
+    auto stream = std::make_unique<Stream>();
+    stream->writer = workspaces_->UploadBytes(&stream->context, &stream->answer);
+    return stream;
+  };
+  auto refused = [&open] {
+    const auto stream = open();
+    stream->writer->WritesDone();
+    return ReasonOf(stream->writer->Finish()) == "UPLOAD_BUSY";
+  };
+  std::vector<std::unique_ptr<Stream>> streams;
+  for (int i = 0; i < kMaxOpenUploads; ++i) {
+    streams.push_back(open());
+  }
+  while (!refused()) {  // until all have arrived
+  }
+  for (const auto& stream : streams) {
+    stream->writer->WritesDone();
+    EXPECT_NE(ReasonOf(stream->writer->Finish()), "UPLOAD_BUSY");
+  }
+  while (refused()) {  // until all are gone
+  }
+  PutFile("workspaces/w/files/a", Content(1000));
 }
 
 TEST_F(WorkspacesServiceTest, PathsStayInside) {
