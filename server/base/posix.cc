@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -45,6 +46,14 @@ absl::StatusOr<UniqueFd> LockFile(const std::string& path) {
     }
   }
   return file;
+}
+
+absl::StatusOr<DiskSpace> DiskSpaceOf(const std::string& path) {
+  struct statvfs info;
+  if (statvfs(path.c_str(), &info) != 0) {
+    return ErrnoError(errno, "look at the file system of", path);
+  }
+  return DiskSpace{.size_bytes = uint64_t{info.f_blocks} * info.f_frsize, .free_bytes = uint64_t{info.f_bavail} * info.f_frsize};
 }
 
 absl::Status SyncFolder(const std::string& folder) {

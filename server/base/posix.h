@@ -2,6 +2,7 @@
 #ifndef MODELPRESS_SERVER_BASE_POSIX_H_
 #define MODELPRESS_SERVER_BASE_POSIX_H_
 
+#include <cstdint>
 #include <string>
 #include <utility>
 
@@ -38,6 +39,13 @@ absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, unsigned m
 
 // Waits until the exclusive flock(2) of the file at `path`, which is made if missing, is held.
 absl::StatusOr<UniqueFd> LockFile(const std::string& path);
+
+// Of the file system that `path` is on.
+struct DiskSpace {
+  uint64_t size_bytes = 0;
+  uint64_t free_bytes = 0;  // to us: without what is reserved for root
+};
+absl::StatusOr<DiskSpace> DiskSpaceOf(const std::string& path);
 
 // Makes the names in `folder` durable.
 absl::Status SyncFolder(const std::string& folder);

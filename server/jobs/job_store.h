@@ -143,6 +143,8 @@ class JobStore {
   // fewest; among equals the one whose oldest PENDING job was accepted first. That job is taken. If it needs more than
   // `claimant.free`, nothing is taken, not a smaller one either: otherwise small jobs could keep a big one waiting for ever.
   virtual absl::StatusOr<std::optional<Job>> Claim(const Claimant& claimant) = 0;
+  // The job that Claim would take if there were room for everything; nullopt: none.
+  virtual absl::StatusOr<std::optional<Job>> NextInLine() = 0;
   // Keeps the lease of attempt `attempt` and stores its progress (neither need be durable). Returns the state: CANCELLING asks
   // the holder to stop. FAILED_PRECONDITION (without reason) if that attempt does not hold the job any more: drop all work on it.
   virtual absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt,

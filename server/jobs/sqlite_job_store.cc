@@ -535,6 +535,19 @@ absl::StatusOr<std::optional<Job>> SqliteJobStore::Claim(const Claimant& claiman
   return claimed;
 }
 
+absl::StatusOr<std::optional<Job>> SqliteJobStore::NextInLine() {
+  std::optional<Job> next;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(const int64_t sequence, FindNext(connection, quotas_, {UINT64_MAX, UINT64_MAX}));
+    if (sequence != 0) {
+      MP_ASSIGN_OR_RETURN(std::vector<Job> jobs, ReadJobs(connection, "sequence = ?1", {sequence}));
+      next = std::move(jobs.front());
+    }
+    return absl::OkStatus();
+  }));
+  return next;
+}
+
 absl::StatusOr<State> SqliteJobStore::Heartbeat(const std::string& id, int attempt, const v1::Progress& progress) {
   State state = v1::OperationMetadata::STATE_UNSPECIFIED;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {

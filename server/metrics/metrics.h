@@ -4,6 +4,7 @@
 
 #include <prometheus/counter.h>
 #include <prometheus/family.h>
+#include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
@@ -39,6 +40,14 @@ class Metrics {
   void Uploaded(uint64_t bytes) { upload_bytes_->Increment(static_cast<double>(bytes)); }
   void Downloaded(uint64_t bytes) { download_bytes_->Increment(static_cast<double>(bytes)); }
 
+  // Whether an operation waits for memory or disk as far as this process can tell.
+  void SetAdmissionWaiting(bool waiting) { admission_waiting_->Set(waiting ? 1 : 0); }
+  // Housekeeping: one round, removed content, and what is stored. `kind`: "blobs" or "uploads".
+  void HousekeepingEnded(absl::Duration duration) { housekeeping_duration_->Observe(absl::ToDoubleSeconds(duration)); }
+  void BlobRemoved(uint64_t bytes);
+  void SetStorageBytes(const std::string& kind, uint64_t bytes);
+  void SetStorageFreeBytes(uint64_t bytes) { storage_free_bytes_->Set(static_cast<double>(bytes)); }
+
   const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
 
  private:
@@ -53,6 +62,12 @@ class Metrics {
   Family<prometheus::Histogram> rpc_duration_;
   prometheus::Counter* upload_bytes_;
   prometheus::Counter* download_bytes_;
+  prometheus::Gauge* admission_waiting_;
+  prometheus::Histogram* housekeeping_duration_;
+  prometheus::Counter* gc_removed_blobs_;
+  prometheus::Counter* gc_freed_bytes_;
+  Family<prometheus::Gauge> storage_bytes_;
+  prometheus::Gauge* storage_free_bytes_;
 };
 
 // Serves `metrics`, and modelpress_operations counted in `jobs` at each scrape, as /metrics over HTTP.

@@ -3,6 +3,7 @@
 #include <map>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
@@ -46,10 +47,23 @@ std::string FolderOf(const std::string& path) {
   return slash == std::string::npos ? "" : path.substr(0, slash);
 }
 
+// Where the bytes of an input file count.
+uint64_t& SizeOf(const std::string& path, const std::vector<Input>& inputs, InputSizes& sizes) {
+  for (const Input& input : inputs) {
+    if (input.path == path) {
+      return input.kind == InputKind::kModel ? sizes.models : sizes.others;
+    }
+    if (input.kind == InputKind::kFileOrFolder && absl::StartsWith(path, input.path + "/")) {
+      return sizes.others;
+    }
+  }
+  return sizes.beside;
+}
+
 }  // namespace
 
-absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const WorkspaceKey& workspace,
-                                                                    const std::vector<Input>& inputs) {
+absl::StatusOr<CompressionService::PinnedInputs> CompressionService::PinInputs(const WorkspaceKey& workspace,
+                                                                               const std::vector<Input>& inputs) {
   std::map<std::string, FileRow> pinned;
   std::vector<std::string> missing;
   std::string first_field;
@@ -88,12 +102,13 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const Worksp
                                   {.field = first_field}),
                         "missing", absl::StrJoin(missing, "\n"));
   }
-  std::vector<v1::File> files;
-  files.reserve(pinned.size());
+  PinnedInputs result;
+  result.files.reserve(pinned.size());
   for (const auto& [path, row] : pinned) {
-    files.push_back(ToProto(workspace.id, row));
+    result.files.push_back(ToProto(workspace.id, row));
+    SizeOf(path, inputs, result.sizes) += row.size_bytes;
   }
-  return files;
+  return result;
 }
 
 absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const Caller& caller,
@@ -104,7 +119,7 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const 
   MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(workspace_name, "workspace"));
   MP_RETURN_IF_ERROR(CheckFiles(files));
   MP_RETURN_IF_ERROR(CheckOptions(options));
-  MP_ASSIGN_OR_RETURN(std::vector<v1::File> inputs, PinInputs({caller.project, workspace}, files.inputs));
+  MP_ASSIGN_OR_RETURN(PinnedInputs inputs, PinInputs({caller.project, workspace}, files.inputs));
   Job job;
   job.id = ids_.NewId();
   job.project = caller.project;
@@ -112,9 +127,11 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const 
   job.metadata.set_method(std::string(absl::StripSuffix(request.GetDescriptor()->name(), "Request")));
   job.metadata.set_workspace(workspace_name);
   job.metadata.set_state(v1::OperationMetadata::PENDING);
-  for (v1::File& file : inputs) {
+  for (v1::File& file : inputs.files) {
     *job.metadata.add_inputs() = std::move(file);
   }
+  MP_RETURN_IF_ERROR(CheckCost(job.metadata.method(), inputs.sizes, limits_));
+  job.cost = EstimateCost(job.metadata.method(), inputs.sizes);
   MP_ASSIGN_OR_RETURN(const Job stored, jobs_.Create(job, options.request_id()));
   events_.Notify();
   return ToOperation(stored);

@@ -351,12 +351,21 @@ absl::StatusOr<ProjectUsage> SqliteWorkspaceStore::Usage(const std::string& proj
 absl::StatusOr<bool> SqliteWorkspaceStore::RemoveUnreferenced(const std::string& sha256,
                                                               absl::FunctionRef<absl::Status()> remove) {
   bool removed = false;
-  MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+  bool referenced = false;
+  const auto look = [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(Statement statement,
                         connection.Query("SELECT 1 FROM files WHERE sha256 = ?1 UNION ALL SELECT 1 FROM uploads WHERE sha256 = ?1"
                                          " UNION ALL SELECT 1 FROM job_inputs WHERE sha256 = ?1 LIMIT 1",
                                          {sha256}));
-    MP_ASSIGN_OR_RETURN(const bool referenced, statement.Step());
+    MP_ASSIGN_OR_RETURN(referenced, statement.Step());
+    return absl::OkStatus();
+  };
+  MP_RETURN_IF_ERROR(database_.Read(look));  // takes no lock: most content is referred to
+  if (referenced) {
+    return false;
+  }
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+    MP_RETURN_IF_ERROR(look(connection));
     if (!referenced) {
       MP_RETURN_IF_ERROR(remove());
       removed = true;
@@ -366,16 +375,21 @@ absl::StatusOr<bool> SqliteWorkspaceStore::RemoveUnreferenced(const std::string&
   return removed;
 }
 
-absl::StatusOr<std::vector<std::string>> SqliteWorkspaceStore::DeleteUploadsBefore(absl::Time begun_before) {
+absl::StatusOr<std::vector<std::string>> SqliteWorkspaceStore::DeleteUploadsBefore(absl::Time begun_before,
+                                                                                   const std::set<std::string>& active) {
   std::vector<std::string> ids;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::vector<UploadRow> rows,
                         ReadRows<UploadRow>(connection,
-                                            "DELETE FROM uploads WHERE create_time < ?1"
-                                            " RETURNING id, project, workspace, path, sha256, size_bytes, verified",
+                                            "SELECT id, project, workspace, path, sha256, size_bytes, verified FROM uploads"
+                                            " WHERE create_time < ?1",
                                             {absl::ToUnixMicros(begun_before)}, ReadUpload));
     ids.reserve(rows.size());
     for (const UploadRow& row : rows) {
+      if (active.contains(row.id)) {
+        continue;
+      }
+      MP_RETURN_IF_ERROR(connection.Execute("DELETE FROM uploads WHERE id = ?1", {row.id}).status());
       MP_RETURN_IF_ERROR(connection
                              .Execute("UPDATE workspaces SET bytes = bytes - ?3 WHERE project = ?1 AND id = ?2",
                                       {row.workspace.project, row.workspace.id, static_cast<int64_t>(row.size_bytes)})

@@ -1,6 +1,7 @@
 #ifndef MODELPRESS_SERVER_WORKSPACES_SQLITE_WORKSPACE_STORE_H_
 #define MODELPRESS_SERVER_WORKSPACES_SQLITE_WORKSPACE_STORE_H_
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,8 @@ class SqliteWorkspaceStore final : public WorkspaceStore {
   absl::Status DeleteUpload(const WorkspaceKey& workspace, const std::string& id) override;
   absl::StatusOr<ProjectUsage> Usage(const std::string& project) override;
   absl::StatusOr<bool> RemoveUnreferenced(const std::string& sha256, absl::FunctionRef<absl::Status()> remove) override;
-  absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before) override;
+  absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before,
+                                                               const std::set<std::string>& active) override;
   absl::StatusOr<bool> UploadExists(const std::string& id) override;
   absl::StatusOr<std::vector<WorkspaceKey>> DeleteIdleWorkspaces(absl::Time unused_since, int limit) override;
 

@@ -214,7 +214,7 @@ TEST_F(WorkerTest, CpuLimitIsTold) {
 TEST_F(WorkerTest, DrainGivesTheOperationBack) {
   DaemonOptions options = OneWorker();
   options.drain_timeout = absl::Milliseconds(200);
-  options.worker.max_failures = 1;  // a drain is no failure
+  options.worker.retries.max_failures = 1;  // a drain is no failure
   StartWithWorker(options);
   StopSpare(getpid());
   const std::string name = Submit();
