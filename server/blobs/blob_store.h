@@ -53,8 +53,9 @@ class BlobStore {
   virtual absl::StatusOr<std::unique_ptr<BlobWriter>> OpenWriter(const std::string& upload_id, const BlobInfo& expected) = 0;
   virtual absl::Status DiscardUpload(const std::string& upload_id) = 0;  // no error if it is gone
 
-  // Takes a finished file that our own child wrote, on the same file system, into the store: hashes, syncs, renames.
-  virtual absl::StatusOr<BlobInfo> Adopt(const std::string& path) = 0;
+  // Takes the finished file `name` ("a/b.onnx") below `folder`, on the same file system, into the store: hashes, syncs, renames.
+  // Whoever wrote in `folder` may be hostile, but is dead: links and special files are not followed and not taken.
+  virtual absl::StatusOr<BlobInfo> Adopt(const std::string& folder, const std::string& name) = 0;
 };
 
 }  // namespace modelpress::server

@@ -166,7 +166,7 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
       MP_ASSIGN_OR_RETURN(UniqueFd lock, store_.LockUploadNames());
       MP_RETURN_IF_ERROR(CheckName());
       if (status.ok()) {
-        status = store_.Rename(file_, path_, expected_);
+        status = store_.Rename(file_, AT_FDCWD, path_, expected_);
       }
       if (!status.ok()) {
         unlink(path_.c_str());
@@ -306,15 +306,24 @@ absl::Status DirectoryBlobStore::DiscardUpload(const std::string& upload_id) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<BlobInfo> DirectoryBlobStore::Adopt(const std::string& path) {
-  // Neither followed nor waited for: the child may have put a symbolic link or a pipe there.
-  MP_ASSIGN_OR_RETURN(UniqueFd file, OpenFile(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
+absl::StatusOr<BlobInfo> DirectoryBlobStore::Adopt(const std::string& folder, const std::string& name) {
+  const std::string path = absl::StrCat(folder, "/", name);
+  const size_t slash = name.rfind('/');
+  const std::string parent_name = slash == std::string::npos ? "" : name.substr(0, slash);
+  const std::string base = slash == std::string::npos ? name : name.substr(slash + 1);
+  MP_ASSIGN_OR_RETURN(const UniqueFd top, OpenFile(folder, O_PATH | O_DIRECTORY));
+  MP_ASSIGN_OR_RETURN(const UniqueFd parent, OpenFolderBeneath(top, parent_name, path));
+  // Neither followed nor waited for: there may be a symbolic link or a pipe.
+  const UniqueFd file(openat(parent.get(), base.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
   struct stat info;
-  if (fstat(file.get(), &info) != 0) {
-    return ErrnoError(errno, "look at", path);
+  if (file.get() < 0 || fstat(file.get(), &info) != 0) {
+    return ErrnoError(errno, "open", path);
   }
-  if (!S_ISREG(info.st_mode)) {
-    return MakeError(v1::STORAGE_ERROR, absl::StrCat(path, " is not a regular file"));
+  if (!S_ISREG(info.st_mode) || info.st_nlink != 1) {
+    return MakeError(v1::STORAGE_ERROR, absl::StrCat(path, " is not a regular file with one name"));
+  }
+  if (info.st_uid != geteuid() && fchown(file.get(), geteuid(), getegid()) != 0) {
+    return ErrnoError(errno, "take over", path);
   }
   StartWriteBack(file.get(), 0, 0);
   Sha256 hash;
@@ -323,22 +332,22 @@ absl::StatusOr<BlobInfo> DirectoryBlobStore::Adopt(const std::string& path) {
   blob.sha256 = hash.HexDigest();
   MP_ASSIGN_OR_RETURN(bool exists, Contains(blob));
   if (exists) {
-    if (unlink(path.c_str()) != 0) {
+    if (unlinkat(parent.get(), base.c_str(), 0) != 0) {
       return ErrnoError(errno, "remove", path);
     }
   } else {
     MP_RETURN_IF_ERROR(SyncData(file.get(), path));
-    MP_RETURN_IF_ERROR(Rename(file, path, blob));
+    MP_RETURN_IF_ERROR(Rename(file, parent.get(), base, blob));
   }
   // Also where it exists: whoever made it may not have come to this yet.
   MP_RETURN_IF_ERROR(SyncFolder(FanOutFolder(blob.sha256)));
   return blob;
 }
 
-absl::Status DirectoryBlobStore::Rename(const UniqueFd& file, const std::string& path, const BlobInfo& blob) {
+absl::Status DirectoryBlobStore::Rename(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob) {
   const std::string blob_path = Path(blob.sha256);
-  if (rename(path.c_str(), blob_path.c_str()) != 0) {
-    return ErrnoError(errno, "rename", absl::StrCat(path, " to ", blob_path));
+  if (renameat(parent, name.c_str(), AT_FDCWD, blob_path.c_str()) != 0) {
+    return ErrnoError(errno, "rename", absl::StrCat(name, " to ", blob_path));
   }
   // Not before: an upload that a crash leaves behind must stay writable.
   return fchmod(file.get(), 0440) == 0 ? absl::OkStatus() : ErrnoError(errno, "make read-only", blob_path);

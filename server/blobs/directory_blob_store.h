@@ -32,8 +32,9 @@ class DirectoryBlobStore final : public BlobStore {
   absl::StatusOr<uint64_t> CommittedSize(const std::string& upload_id) override;
   // A writer that still holds the upload fails at its Finish.
   absl::Status DiscardUpload(const std::string& upload_id) override;
-  // STORAGE_ERROR, with the file left where it is, if it is not a regular file.
-  absl::StatusOr<BlobInfo> Adopt(const std::string& path) override;
+  // STORAGE_ERROR, with the file left where it is, if it is not a regular file with one name, reached without links. It becomes
+  // the server's own, whoever owned it.
+  absl::StatusOr<BlobInfo> Adopt(const std::string& folder, const std::string& name) override;
 
  private:
   class Writer;
@@ -42,8 +43,9 @@ class DirectoryBlobStore final : public BlobStore {
   std::string FanOutFolder(const std::string& sha256) const;
   absl::StatusOr<std::string> UploadPath(const std::string& upload_id) const;
   absl::StatusOr<UniqueFd> LockUploadNames() const;
-  // Gives the file `path`, open as `file` and synced, its name as a blob. Not durable until the fan-out folder is synced.
-  absl::Status Rename(const UniqueFd& file, const std::string& path, const BlobInfo& blob);
+  // Gives the file `name` of the folder open as `parent` (or AT_FDCWD), open as `file` and synced, its name as a blob. Not
+  // durable until the fan-out folder is synced.
+  absl::Status Rename(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob);
 
   const std::string folder_;
 };

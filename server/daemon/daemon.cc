@@ -22,6 +22,7 @@
 #include "server/blobs/directory_blob_store.h"
 #include "server/jobs/sqlite_job_store.h"
 #include "server/metrics/rpc_interceptor.h"
+#include "server/worker/isolation.h"
 #include "server/worker/owner.h"
 #include "server/workspaces/sqlite_workspace_store.h"
 
@@ -101,6 +102,9 @@ absl::Status Daemon::StartMetrics() {
 
 absl::Status Daemon::StartWorkers() {
   MP_ASSIGN_OR_RETURN(options_.worker.owner, ThisOwner());
+  if (options_.workers > 0) {
+    MP_RETURN_IF_ERROR(CheckIsolation(options_.worker.executable, options_.worker.isolation, counters_));
+  }
   for (int i = 0; i < options_.workers; ++i) {
     workers_.push_back(std::make_unique<Worker>(options_.worker, WorkerContext{*jobs_, *blobs_, *events_, counters_, clock_}));
     workers_.back()->Start();

@@ -23,6 +23,7 @@
 #include "server/rpc/convert.h"
 #include "server/rpc/names.h"
 #include "server/rpc/status.h"
+#include "server/sandbox/untrusted_folder.h"
 #include "server/worker/owner.h"
 #include "server/worker/request.h"
 
@@ -36,14 +37,14 @@ constexpr absl::Duration kProgressInterval = absl::Milliseconds(250);
 constexpr absl::Duration kSpareDelay = absl::Seconds(1);
 constexpr absl::Duration kEndOfDying = absl::Seconds(2);
 constexpr absl::Duration kRescueInterval = absl::Seconds(1);
+constexpr absl::Duration kDiskCheckInterval = absl::Seconds(1);
+constexpr uint64_t kMaxScratchEntries = 200'000;
 
 std::string ScratchName(const std::string& id, int attempt) { return absl::StrCat(id, "-", attempt); }
 
 void RemoveTree(const std::string& path) {
-  std::error_code error;
-  std::filesystem::remove_all(path, error);
-  if (error) {
-    LOG(WARNING) << "cannot remove " << path << ": " << error.message();
+  if (const absl::Status removed = RemoveFolder(path); !removed.ok()) {
+    LOG(WARNING) << removed.message();
   }
 }
 
@@ -144,6 +145,7 @@ class Worker::Attempt {
 
   absl::Status Run() {
     MP_RETURN_IF_ERROR(MakeFolder(folder_));
+    MP_RETURN_IF_ERROR(GrantFolder(folder_, options_.isolation));
     absl::StatusOr<std::unique_ptr<ChildProcess>> child = worker_.TakeChild();
     if (!child.ok()) {
       return GiveBackFailed(options_, context_, job_, std::string(child.status().message()));
@@ -160,7 +162,7 @@ class Worker::Attempt {
 
  private:
   // Why the child was killed by us.
-  enum class Verdict { kNone, kCancelled, kTimeout, kMemory, kDrained, kLeaseLost, kGarbage };
+  enum class Verdict { kNone, kCancelled, kTimeout, kMemory, kDrained, kLeaseLost, kGarbage, kDisk, kThreads };
 
   RunSpec Spec() const {
     RunSpec spec;
@@ -176,6 +178,7 @@ class Worker::Attempt {
     }
     spec.set_output_dir(folder_);
     spec.set_threads(options_.threads_per_operation);
+    *spec.mutable_isolation() = SpecOf(options_.isolation);
     return spec;
   }
 
@@ -184,13 +187,15 @@ class Worker::Attempt {
     // Not at once: a short operation would share the processors with the start of the next one's process.
     absl::Time spare_at = start_ + kSpareDelay;
     absl::Time heartbeat_at = start_ + options_.lease / 3;
-    absl::Time memory_at = options_.limits.memory_bytes > 0 ? start_ : absl::InfiniteFuture();
+    absl::Time disk_at = start_ + kDiskCheckInterval;
+    absl::Time memory_at = start_;
     uint64_t seen = context_.events.generation();
     uint64_t ticket = AwaitChange(seen);
     CheckState();  // a cancel may have come between the claim and here
     while (verdict_ == Verdict::kNone && child_->output_fd() >= 0 && !result_.has_value()) {
       const absl::Time progress_at = progress_new_ ? progress_stored_ + kProgressInterval : absl::InfiniteFuture();
-      const absl::Time next = std::min({heartbeat_at, progress_at, memory_at, spare_at, start_ + timeout_, worker_.KillTime()});
+      const absl::Time next =
+          std::min({heartbeat_at, progress_at, memory_at, disk_at, spare_at, start_ + timeout_, worker_.KillTime()});
       pollfd fds[] = {{child_->output_fd(), POLLIN, 0},
                       {child_->log_fd(), POLLIN, 0},
                       {child_->has_unsent() ? child_->input_fd() : -1, POLLOUT, 0},
@@ -227,6 +232,13 @@ class Worker::Attempt {
         if (child_->OverMemoryLimit()) {
           Judge(Verdict::kMemory);
         }
+        if (child_->OverThreadLimit()) {
+          Judge(Verdict::kThreads);
+        }
+      }
+      if (now >= disk_at) {
+        disk_at = now + kDiskCheckInterval;
+        CheckDisk();
       }
       if (now >= start_ + timeout_) {
         Judge(Verdict::kTimeout);
@@ -255,11 +267,20 @@ class Worker::Attempt {
         progress_new_ = true;
       } else if (event.has_result()) {
         result_ = event.result();
+      } else if (event.has_isolation() && !std::exchange(isolation_told_, true)) {  // before it saw any input: the truth
+        ReportIsolation(event.isolation(), context_.metrics);
       }
     });
     if (!read.ok()) {
       LOG(ERROR) << "the child does not keep to the protocol: " << read;
       Judge(Verdict::kGarbage);
+    }
+  }
+
+  void CheckDisk() {
+    const uint64_t limit = options_.limits.disk_bytes;
+    if (TakesMoreThan(folder_, limit > 0 ? limit : UINT64_MAX, kMaxScratchEntries)) {
+      Judge(Verdict::kDisk);
     }
   }
 
@@ -338,6 +359,12 @@ class Worker::Attempt {
                                                            "; give a longer execution_timeout"))));
       case Verdict::kMemory:
         return LimitHit("memory limit", absl::StrCat(options_.limits.memory_bytes >> 20, " MiB of memory"));
+      case Verdict::kDisk:
+        return LimitHit("disk limit", options_.limits.disk_bytes > 0
+                                          ? absl::StrCat(options_.limits.disk_bytes >> 20, " MiB of disk for its outputs")
+                                          : absl::StrCat(kMaxScratchEntries, " output files"));
+      case Verdict::kThreads:
+        return LimitHit("thread limit", absl::StrCat(kMaxThreads, " threads"));
       case Verdict::kGarbage:
         context_.metrics.ChildDied("protocol error");
         return GiveBackFailed(options_, context_, job_, "an answer that cannot be read");
@@ -358,6 +385,12 @@ class Worker::Attempt {
     }
     LOG(ERROR) << "attempt " << attempt_ << ": the child died without an answer: " << exit.Cause();
     context_.metrics.ChildDied(exit.Cause());
+    if (exit.signal == SIGSYS) {  // not tried again: no engine does that by itself, whoever made it do it has had one chance
+      return Finish(Failure(State::FAILED,
+                            MakeError(v1::ENGINE_CRASHED,
+                                      "the engine was stopped at a system call that it must not make (SIGSYS): either the input "
+                                      "attacks the server, or it is an error of the server's; please report it with the input")));
+    }
     if (exit.signal == SIGKILL) {  // from outside: an engine that crashes dies of other signals
       return GiveBackLost(options_, context_, job_, exit.Cause());
     }
@@ -394,7 +427,7 @@ class Worker::Attempt {
     MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(job_.metadata.workspace(), "workspace"));
     for (const RunResult::Output& output : result_->outputs()) {
       MP_RETURN_IF_ERROR(CheckPath(output.name(), ""));
-      MP_ASSIGN_OR_RETURN(const BlobInfo blob, context_.blobs.Adopt(absl::StrCat(folder_, "/", output.name())));
+      MP_ASSIGN_OR_RETURN(const BlobInfo blob, context_.blobs.Adopt(folder_, output.name()));
       outcome.outputs.push_back({.path = output.name(), .sha256 = blob.sha256, .size_bytes = blob.size_bytes});
     }
     MP_ASSIGN_OR_RETURN(outcome.response, NameOutputs(result_->response(), workspace, outcome.outputs));
@@ -423,6 +456,7 @@ class Worker::Attempt {
   bool progress_new_ = false;
   absl::Time progress_stored_ = absl::InfinitePast();
   std::optional<RunResult> result_;
+  bool isolation_told_ = false;
   Verdict verdict_ = Verdict::kNone;
 };
 

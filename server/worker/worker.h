@@ -19,6 +19,7 @@
 #include "server/jobs/job_store.h"
 #include "server/metrics/metrics.h"
 #include "server/worker/child_process.h"
+#include "server/worker/isolation.h"
 
 namespace modelpress::server {
 
@@ -29,6 +30,7 @@ struct WorkerOptions {
   absl::Duration lease = absl::Seconds(10);
   int threads_per_operation = 1;
   ChildLimits limits;
+  IsolationOptions isolation;
   absl::Duration max_execution = absl::Hours(24);  // of one attempt; caps CallOptions.execution_timeout
   int max_failures = 3;                            // attempts whose child ends without an answer, then the operation fails
   int max_attempts = 20;                           // attempts in all, those ended from outside included
