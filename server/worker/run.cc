@@ -25,6 +25,7 @@
 #include "google/protobuf/io/zero_copy_stream_impl.h"
 #include "google/protobuf/util/delimited_message_util.h"
 #include "server/base/posix.h"
+#include "server/base/sha256.h"
 #include "server/rpc/status.h"
 #include "server/sandbox/sandbox.h"
 #include "server/worker/dispatch.h"
@@ -166,6 +167,7 @@ int RunChild() {
   std::set_new_handler([] { _exit(kExitOutOfMemory); });
   const EventPipe events;
   engine::InitializeRuntime();
+  Sha256Hex("");  // OpenSSL reads its configuration at its first use
   Sandbox sandbox;
   RunEvent event;
   event.mutable_ready();
