@@ -1,9 +1,11 @@
 #include "server/base/posix.h"
 
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -34,6 +36,20 @@ absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, unsigned m
   } while (fd < 0 && errno == EINTR);
   if (fd < 0) {
     return ErrnoError(errno, "open", path);
+  }
+  return UniqueFd(fd);
+}
+
+absl::StatusOr<UniqueFd> OpenFolderBeneath(const UniqueFd& folder, const std::string& name, const std::string& shown) {
+  open_how how = {};
+  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+  int fd = -1;
+  do {  // EAGAIN: something was renamed in between
+    fd = static_cast<int>(syscall(SYS_openat2, folder.get(), name.empty() ? "." : name.c_str(), &how, sizeof(how)));
+  } while (fd < 0 && (errno == EINTR || errno == EAGAIN));
+  if (fd < 0) {
+    return ErrnoError(errno, "open", shown);
   }
   return UniqueFd(fd);
 }

@@ -37,6 +37,10 @@ absl::Status ErrnoError(int error, const std::string& action, const std::string&
 // open(2) with O_CLOEXEC added, never interrupted.
 absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, unsigned mode = 0);
 
+// Opens the folder `name` ("a/b", "" for `folder` itself) below the folder open as `folder`, as O_PATH: neither "..", an absolute
+// path nor a symbolic link leads out of it or anywhere else. STORAGE_ERROR. `shown` is the path in errors.
+absl::StatusOr<UniqueFd> OpenFolderBeneath(const UniqueFd& folder, const std::string& name, const std::string& shown);
+
 // Waits until the exclusive flock(2) of the file at `path`, which is made if missing, is held.
 absl::StatusOr<UniqueFd> LockFile(const std::string& path);
 

@@ -204,7 +204,7 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
       // Replacing the content repairs what a disk may have damaged, but would take it from adopted files that are links to it.
       const bool replace = !store_.IsLinked(expected_.sha256);
       if (status.ok()) {
-        status = replace ? store_.Rename(file_, path_, expected_) : store_.Touch(expected_.sha256);
+        status = replace ? store_.Rename(file_, AT_FDCWD, path_, expected_) : store_.Touch(expected_.sha256);
       }
       if (!status.ok() || !replace) {
         unlink(path_.c_str());
@@ -348,14 +348,22 @@ absl::Status DirectoryBlobStore::DiscardUpload(const std::string& upload_id) {
 absl::StatusOr<BlobInfo> DirectoryBlobStore::Adopt(const std::string& folder, const std::string& name,
                                                    const std::stop_token& stop) {
   const std::string path = absl::StrCat(folder, "/", name);
-  // Neither followed nor waited for: the child may have put a symbolic link or a pipe there.
-  MP_ASSIGN_OR_RETURN(UniqueFd file, OpenFile(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
+  const size_t slash = name.rfind('/');
+  const std::string parent_name = slash == std::string::npos ? "" : name.substr(0, slash);
+  const std::string base = slash == std::string::npos ? name : name.substr(slash + 1);
+  MP_ASSIGN_OR_RETURN(const UniqueFd top, OpenFile(folder, O_PATH | O_DIRECTORY));
+  MP_ASSIGN_OR_RETURN(const UniqueFd parent, OpenFolderBeneath(top, parent_name, path));
+  // Neither followed nor waited for: there may be a symbolic link or a pipe.
+  const UniqueFd file(openat(parent.get(), base.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
   struct stat info;
-  if (fstat(file.get(), &info) != 0) {
-    return ErrnoError(errno, "look at", path);
+  if (file.get() < 0 || fstat(file.get(), &info) != 0) {
+    return ErrnoError(errno, "open", path);
   }
-  if (!S_ISREG(info.st_mode)) {
-    return MakeError(v1::STORAGE_ERROR, absl::StrCat(path, " is not a regular file"));
+  if (!S_ISREG(info.st_mode) || info.st_nlink != 1) {
+    return MakeError(v1::STORAGE_ERROR, absl::StrCat(path, " is not a regular file with one name"));
+  }
+  if (info.st_uid != geteuid() && fchown(file.get(), geteuid(), getegid()) != 0) {
+    return ErrnoError(errno, "take over", path);
   }
   StartWriteBack(file.get(), 0, 0);
   Sha256 hash;
@@ -372,12 +380,12 @@ absl::StatusOr<BlobInfo> DirectoryBlobStore::Adopt(const std::string& folder, co
     MP_ASSIGN_OR_RETURN(const UniqueFd lock, LockNames());
     MP_ASSIGN_OR_RETURN(exists, Contains(blob));
     if (exists) {
-      MP_RETURN_IF_ERROR(LinkBack(path, blob));
+      MP_RETURN_IF_ERROR(LinkBack(parent.get(), base, blob));
       MP_RETURN_IF_ERROR(Touch(blob.sha256));
       break;
     }
     if (synced) {
-      MP_RETURN_IF_ERROR(Link(file, path, blob));
+      MP_RETURN_IF_ERROR(Link(file, parent.get(), base, blob));
       MP_RETURN_IF_ERROR(Touch(blob.sha256));
       break;
     }
@@ -462,28 +470,28 @@ absl::StatusOr<int64_t> DirectoryBlobStore::RemoveStrays(absl::Time cutoff) {
   return removed;
 }
 
-absl::Status DirectoryBlobStore::Rename(const UniqueFd& file, const std::string& path, const BlobInfo& blob) {
+absl::Status DirectoryBlobStore::Rename(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob) {
   const std::string blob_path = Path(blob.sha256);
-  if (rename(path.c_str(), blob_path.c_str()) != 0) {
-    return ErrnoError(errno, "rename", absl::StrCat(path, " to ", blob_path));
+  if (renameat(parent, name.c_str(), AT_FDCWD, blob_path.c_str()) != 0) {
+    return ErrnoError(errno, "rename", absl::StrCat(name, " to ", blob_path));
   }
   // Not before: an upload that a crash leaves behind must stay writable.
   return fchmod(file.get(), 0440) == 0 ? absl::OkStatus() : ErrnoError(errno, "make read-only", blob_path);
 }
 
-absl::Status DirectoryBlobStore::Link(const UniqueFd& file, const std::string& path, const BlobInfo& blob) {
+absl::Status DirectoryBlobStore::Link(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob) {
   const std::string blob_path = Path(blob.sha256);
-  if (link(path.c_str(), blob_path.c_str()) != 0) {
-    return Rename(file, path, blob);  // no links here, or damaged content that has to go
+  if (linkat(parent, name.c_str(), AT_FDCWD, blob_path.c_str(), 0) != 0) {
+    return Rename(file, parent, name, blob);  // no links here, or damaged content that has to go
   }
   return fchmod(file.get(), 0440) == 0 ? absl::OkStatus() : ErrnoError(errno, "make read-only", blob_path);
 }
 
-absl::Status DirectoryBlobStore::LinkBack(const std::string& path, const BlobInfo& blob) {
-  if (unlink(path.c_str()) != 0) {
-    return ErrnoError(errno, "remove", path);
+absl::Status DirectoryBlobStore::LinkBack(int parent, const std::string& name, const BlobInfo& blob) {
+  if (unlinkat(parent, name.c_str(), 0) != 0) {
+    return ErrnoError(errno, "remove", name);
   }
-  [[maybe_unused]] const int linked = link(Path(blob.sha256).c_str(), path.c_str());
+  [[maybe_unused]] const int linked = linkat(AT_FDCWD, Path(blob.sha256).c_str(), parent, name.c_str(), 0);
   return absl::OkStatus();
 }
 

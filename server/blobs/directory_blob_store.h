@@ -34,7 +34,8 @@ class DirectoryBlobStore final : public BlobStore {
   absl::StatusOr<uint64_t> CommittedSize(const std::string& upload_id) override;
   // A writer that still holds the upload fails at its Finish.
   absl::Status DiscardUpload(const std::string& upload_id) override;
-  // STORAGE_ERROR, with the file left where it is, if it is not a regular file.
+  // STORAGE_ERROR, with the file left where it is, if it is not a regular file with one name, reached without links. It becomes
+  // the server's own, whoever owned it.
   absl::StatusOr<BlobInfo> Adopt(const std::string& folder, const std::string& name, const std::stop_token& stop) override;
   absl::StatusOr<bool> Keep(const BlobInfo& blob) override;
   absl::Status ForEach(absl::FunctionRef<bool(const StoredBlob&)> visit) override;
@@ -50,13 +51,14 @@ class DirectoryBlobStore final : public BlobStore {
   absl::StatusOr<std::string> UploadPath(const std::string& upload_id) const;
   absl::StatusOr<UniqueFd> LockNames() const;
   // All of these under LockNames. None is durable until the fan-out folder is synced.
+  // `name` is that of a file in the folder open as `parent` (or AT_FDCWD).
   //
-  // Gives the file `path`, open as `file` and synced, its name as a blob, and takes its old one.
-  absl::Status Rename(const UniqueFd& file, const std::string& path, const BlobInfo& blob);
+  // Gives the file, open as `file` and synced, its name as a blob, and takes its old one.
+  absl::Status Rename(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob);
   // Gives it its name as a blob and leaves it the old one, where the file system has links.
-  absl::Status Link(const UniqueFd& file, const std::string& path, const BlobInfo& blob);
-  // Makes `path` another name of the blob, which is there, where the file system has links.
-  absl::Status LinkBack(const std::string& path, const BlobInfo& blob);
+  absl::Status Link(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob);
+  // Makes the name another one of the blob, which is there, where the file system has links.
+  absl::Status LinkBack(int parent, const std::string& name, const BlobInfo& blob);
   absl::Status Touch(const std::string& sha256);
   // Whether an adopted file is a link to the blob.
   bool IsLinked(const std::string& sha256) const;

@@ -24,6 +24,7 @@
 #include "server/jobs/sql_job_store.h"
 #include "server/metrics/rpc_interceptor.h"
 #include "server/sql/schema.h"
+#include "server/worker/isolation.h"
 #include "server/worker/owner.h"
 #include "server/workspaces/sql_workspace_store.h"
 
@@ -118,6 +119,9 @@ absl::Status Daemon::StartWorkers() {
   machine_ = std::make_unique<ThisMachine>(options_.data_folder);
   admission_ = std::make_unique<Admission>(options_.admission, *machine_, counters_);
   MP_ASSIGN_OR_RETURN(options_.worker.owner, ThisOwner());
+  if (options_.workers > 0) {
+    MP_RETURN_IF_ERROR(CheckIsolation(options_.worker.executable, options_.worker.isolation, counters_));
+  }
   for (int i = 0; i < options_.workers; ++i) {
     workers_.push_back(
         std::make_unique<Worker>(options_.worker, WorkerContext{*jobs_, *blobs_, *events_, counters_, clock_, *admission_}));

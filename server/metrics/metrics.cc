@@ -80,6 +80,10 @@ Metrics::Metrics()
                          .Name("modelpress_child_deaths_total")
                          .Help("Child processes that ended without an answer or were killed")
                          .Register(*registry_)),
+      isolation_(&BuildGauge()
+                      .Name("modelpress_child_isolation")
+                      .Help("Whether engine processes are held by this mechanism (1) or not (0)")
+                      .Register(*registry_)),
       rpc_duration_(&BuildHistogram()
                          .Name("modelpress_rpc_duration_seconds")
                          .Help("Time from the start of a call to its status")
@@ -147,6 +151,17 @@ void Metrics::ChildEnded(const std::string& method, uint64_t peak_rss_bytes) {
 }
 
 void Metrics::ChildDied(const std::string& cause) { child_deaths_->Add({{"cause", cause}}).Increment(); }
+
+bool Metrics::SetIsolation(const std::string& mechanism, bool active) {
+  const std::lock_guard lock(isolation_mutex_);
+  const auto [state, is_new] = isolation_states_.try_emplace(mechanism, active);
+  if (!is_new && state->second == active) {
+    return false;
+  }
+  state->second = active;
+  isolation_->Add({{"mechanism", mechanism}}).Set(active ? 1 : 0);
+  return true;
+}
 
 void Metrics::RpcEnded(const std::string& method, const std::string& code, absl::Duration duration) {
   rpc_duration_->Add({{"method", method}, {"code", code}}, RpcSeconds()).Observe(absl::ToDoubleSeconds(duration));

@@ -8,7 +8,9 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -36,6 +38,8 @@ class Metrics {
   void ChildEnded(const std::string& method, uint64_t peak_rss_bytes);
   // `cause`: "SIGSEGV", "exit 3", "memory limit", ...: a child that ended without an answer, or was killed.
   void ChildDied(const std::string& cause);
+  // Whether engine processes are held by `mechanism` (server/sandbox). True if that is news.
+  bool SetIsolation(const std::string& mechanism, bool active);
   void RpcEnded(const std::string& method, const std::string& code, absl::Duration duration);
   void Uploaded(uint64_t bytes) { upload_bytes_->Increment(static_cast<double>(bytes)); }
   void Downloaded(uint64_t bytes) { download_bytes_->Increment(static_cast<double>(bytes)); }
@@ -59,6 +63,9 @@ class Metrics {
   Family<prometheus::Histogram> queue_wait_;
   Family<prometheus::Histogram> peak_rss_;
   Family<prometheus::Counter> child_deaths_;
+  Family<prometheus::Gauge> isolation_;
+  std::mutex isolation_mutex_;
+  std::map<std::string, bool> isolation_states_;  // what isolation_ shows
   Family<prometheus::Histogram> rpc_duration_;
   prometheus::Counter* upload_bytes_;
   prometheus::Counter* download_bytes_;

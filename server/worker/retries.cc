@@ -40,12 +40,7 @@ Ending AfterLoss(const RetryLimits& limits, const Job& job, Outcome last) {
 
 Ending AfterError(const RetryLimits& limits, const Job& job, const absl::Status& error) {
   Outcome last = Failure(State::FAILED, error);
-  if (!IsInfrastructureError(error)) {
-    return {.outcome = std::move(last)};
-  }
-  // A full disk may be the operation's own doing.
-  return ReasonOf(error) == v1::STORAGE_FULL ? AfterFailure(limits, job, std::move(last))
-                                             : AfterLoss(limits, job, std::move(last));
+  return IsInfrastructureError(error) ? AfterFailure(limits, job, std::move(last)) : Ending{.outcome = std::move(last)};
 }
 
 absl::Status FromRpcStatus(const google::rpc::Status& error) {

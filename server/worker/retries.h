@@ -15,7 +15,7 @@
 namespace modelpress::server {
 
 struct RetryLimits {
-  int max_failures = 3;   // attempts that end without an answer, or because the disk was full; then the operation fails
+  int max_failures = 3;   // attempts that end without an answer, or because a disk was full or failed; then the operation fails
   int max_attempts = 20;  // attempts in all, those ended from outside included
 };
 
@@ -31,11 +31,11 @@ Outcome Crashed(int attempts, const std::string& cause);
 
 // An attempt that failed by itself: another one, or `last` if that was the last one.
 Ending AfterFailure(const RetryLimits& limits, const Job& job, Outcome last);
-// An attempt whose worker or child was killed from outside, or whose disk or database failed. That is the machine's failure, not
-// the operation's, so it does not count against it; only one that goes on outliving them is suspected of being the cause.
+// An attempt whose worker or child was killed from outside. That is the machine's failure, not the
+// operation's, so it does not count against it; only one that goes on outliving them is suspected of being the cause.
 Ending AfterLoss(const RetryLimits& limits, const Job& job, Outcome last);
 // An attempt that ended with `error` of ours or of the engine: another one if the machine is to blame (IsInfrastructureError),
-// FAILED otherwise.
+// FAILED otherwise. It counts as a failure: it may be the operation's own doing (a disk that it filled, outputs that it did not write).
 Ending AfterError(const RetryLimits& limits, const Job& job, const absl::Status& error);
 
 // The status that a google.rpc.Status of ToRpcStatus stands for, as far as code, reason and message go.

@@ -2,8 +2,10 @@
 
 #include <fcntl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <exception>
 #include <iostream>
@@ -12,6 +14,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -21,7 +24,10 @@
 #include "engine/runtime/load_check.h"
 #include "google/protobuf/io/zero_copy_stream_impl.h"
 #include "google/protobuf/util/delimited_message_util.h"
+#include "server/base/posix.h"
+#include "server/base/sha256.h"
 #include "server/rpc/status.h"
+#include "server/sandbox/sandbox.h"
 #include "server/worker/dispatch.h"
 #include "server/worker/run_protocol.h"
 #include "server/worker/run_protocol.pb.h"
@@ -30,6 +36,7 @@ namespace modelpress::server {
 namespace {
 
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
+constexpr size_t kOwnDescriptors = 256;  // that the engine opens besides its inputs
 
 // Where the worker listens. Libraries may print to stdout, so that descriptor is made another name of stderr and the protocol
 // gets its own.
@@ -78,14 +85,57 @@ class ProgressReporter {
   absl::Time next_ = absl::InfinitePast();
 };
 
-RunResult Serve(const RunSpec& spec, const EventPipe& events) {
-  std::map<std::string, std::string> paths;
+// Opens what the operation may use, and then gives up everything else. To be called with one thread, and before anybody looks at
+// the input. `spec` names its folders by `folders` afterwards: what is above them may be out of reach for the user it becomes.
+absl::Status Confine(Sandbox& sandbox, RunSpec& spec, std::vector<UniqueFd>& folders, engine::FileSet& files,
+                     const EventPipe& events) {
+  SandboxOptions options;
+  for (std::string* folder : {spec.mutable_output_dir(), spec.mutable_checkpoint_dir()}) {
+    if (!folder->empty()) {
+      MP_ASSIGN_OR_RETURN(UniqueFd fd, OpenFile(*folder, O_PATH | O_DIRECTORY));
+      *folder = absl::StrCat("/proc/self/fd/", fd.get());
+      options.folders.push_back(fd.get());
+      folders.push_back(std::move(fd));
+    }
+  }
+  rlimit descriptors = {};
+  getrlimit(RLIMIT_NOFILE, &descriptors);
+  descriptors.rlim_cur = descriptors.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &descriptors);
+  MP_RETURN_IF_ERROR(files.OpenAll(std::max<size_t>(descriptors.rlim_max, kOwnDescriptors) - kOwnDescriptors));
+  if (!spec.isolation().enter()) {
+    return absl::OkStatus();
+  }
+  if (spec.isolation().own_user()) {
+    options.user = {spec.isolation().uid(), spec.isolation().gid()};
+  }
+  const std::vector<Mechanism> mechanisms = sandbox.Enter(options);
+  RunEvent event;
+  for (const Mechanism& mechanism : mechanisms) {
+    Isolation::Mechanism& told = *event.mutable_isolation()->add_mechanisms();
+    told.set_name(mechanism.name);
+    told.set_active(mechanism.active);
+    told.set_needed(mechanism.needed);
+    told.set_detail(mechanism.detail);
+  }
+  events.Send(event);
+  if (spec.isolation().require() && LacksMechanism(mechanisms)) {
+    return MakeError(v1::INTERNAL_ERROR, "the server cannot isolate the engine as it is told to; its log says what is missing");
+  }
+  return absl::OkStatus();
+}
+
+RunResult FailedResult(const absl::Status& status) {
+  RunResult failed;
+  *failed.mutable_error() = ToRpcStatus(status);
+  return failed;
+}
+
+RunResult Serve(const RunSpec& spec, const engine::FileSet& files, const EventPipe& events) {
   engine::CallContext context;
   for (const RunSpec::Input& input : spec.inputs()) {
-    paths[input.name()] = input.path();
     context.digests.push_back({input.name(), input.sha256(), input.size_bytes()});
   }
-  const engine::FileSet files(std::move(paths));
   ProgressReporter reporter(events);
   context.files = &files;
   context.output_root = spec.output_dir();
@@ -98,9 +148,7 @@ RunResult Serve(const RunSpec& spec, const EventPipe& events) {
   if (result.ok()) {
     return *std::move(result);
   }
-  RunResult failed;
-  *failed.mutable_error() = ToRpcStatus(result.status());
-  return failed;
+  return FailedResult(result.status());
 }
 
 // Ends the process when the worker's end of stdin closes.
@@ -119,6 +167,8 @@ int RunChild() {
   std::set_new_handler([] { _exit(kExitOutOfMemory); });
   const EventPipe events;
   engine::InitializeRuntime();
+  Sha256Hex("");  // OpenSSL reads its configuration at its first use
+  Sandbox sandbox;
   RunEvent event;
   event.mutable_ready();
   events.Send(event);
@@ -128,9 +178,16 @@ int RunChild() {
   if (!google::protobuf::util::ParseDelimitedFromZeroCopyStream(&spec, &input, nullptr)) {
     return 0;
   }
+  std::map<std::string, std::string> paths;
+  for (const RunSpec::Input& input : spec.inputs()) {
+    paths[input.name()] = input.path();
+  }
+  engine::FileSet files(std::move(paths));
+  std::vector<UniqueFd> folders;
+  const absl::Status confined = Confine(sandbox, spec, folders, files, events);
   std::thread(ExitWithWorker).detach();
   try {
-    *event.mutable_result() = Serve(spec, events);
+    *event.mutable_result() = confined.ok() ? Serve(spec, files, events) : FailedResult(confined);
   } catch (const std::bad_alloc&) {  // where a library allocates without operator new
     _exit(kExitOutOfMemory);
   }

@@ -1,11 +1,9 @@
 #include "server/worker/scratch.h"
 
-#include <filesystem>
-#include <system_error>
-
 #include "absl/log/log.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "server/sandbox/untrusted_folder.h"
 
 namespace modelpress::server {
 namespace {
@@ -27,10 +25,8 @@ std::optional<std::string> OperationOfCheckpointFolder(absl::string_view name) {
 }
 
 void RemoveTree(const std::string& path) {
-  std::error_code error;
-  std::filesystem::remove_all(path, error);
-  if (error) {
-    LOG(WARNING) << "cannot remove " << path << ": " << error.message();
+  if (const absl::Status removed = RemoveFolder(path); !removed.ok()) {
+    LOG(WARNING) << removed.message();
   }
 }
 

@@ -21,6 +21,7 @@
 #include "server/rpc/convert.h"
 #include "server/rpc/names.h"
 #include "server/rpc/status.h"
+#include "server/sandbox/untrusted_folder.h"
 #include "server/worker/lease_keeper.h"
 #include "server/worker/request.h"
 #include "server/worker/scratch.h"
@@ -32,6 +33,7 @@ using State = v1::OperationMetadata;
 
 constexpr absl::Duration kMemoryCheckInterval = absl::Milliseconds(50);
 constexpr absl::Duration kDiskCheckInterval = absl::Milliseconds(500);
+constexpr uint64_t kMaxScratchEntries = 200'000;
 constexpr absl::Duration kSpareDelay = absl::Seconds(1);
 constexpr absl::Duration kEndOfDying = absl::Seconds(2);
 // Between looks for work where nothing tells of any: memory or disk may have become free.
@@ -80,12 +82,16 @@ class Worker::Attempt {
 
  private:
   // Why the attempt was stopped by us.
-  enum class Verdict { kNone, kCancelled, kTimeout, kMemory, kDiskFull, kDrained, kLeaseLost, kGarbage };
+  enum class Verdict { kNone, kCancelled, kTimeout, kMemory, kThreads, kDisk, kDiskFull, kDrained, kLeaseLost, kGarbage };
 
   // Everything up to the end; nullopt if it is another's to say.
   std::optional<Ending> Work() {
     for (const std::string& folder : {folder_, checkpoints_}) {
-      if (const absl::Status made = MakeFolder(folder); !made.ok()) {
+      absl::Status made = MakeFolder(folder);
+      if (made.ok()) {
+        made = GrantFolder(folder, options_.isolation);
+      }
+      if (!made.ok()) {
         return Failed(made);
       }
     }
@@ -128,6 +134,7 @@ class Worker::Attempt {
     spec.set_output_dir(folder_);
     spec.set_threads(options_.threads_per_operation);
     spec.set_checkpoint_dir(checkpoints_);
+    *spec.mutable_isolation() = SpecOf(options_.isolation);
     return spec;
   }
 
@@ -136,7 +143,7 @@ class Worker::Attempt {
     // Not at once: a short operation would share the processors with the start of the next one's process.
     absl::Duration spare_at = start_ + kSpareDelay;
     absl::Duration disk_at = context_.clock.Elapsed();
-    absl::Duration memory_at = child_ != nullptr && options_.limits.memory_bytes > 0 ? start_ : absl::InfiniteDuration();
+    absl::Duration memory_at = child_ != nullptr ? start_ : absl::InfiniteDuration();
     while (true) {
       if (done()) {
         return;
@@ -147,11 +154,17 @@ class Worker::Attempt {
         if (context_.admission.OutOfDisk()) {
           Judge(Verdict::kDiskFull);
         }
+        if (child_ != nullptr && (TakesTooMuch(folder_) || TakesTooMuch(checkpoints_))) {
+          Judge(Verdict::kDisk);
+        }
       }
       if (now >= memory_at) {
         memory_at = now + kMemoryCheckInterval;
         if (child_->OverMemoryLimit()) {
           Judge(Verdict::kMemory);
+        }
+        if (child_->OverThreadLimit()) {
+          Judge(Verdict::kThreads);
         }
       }
       if (now >= start_ + timeout_) {
@@ -202,6 +215,11 @@ class Worker::Attempt {
     }
   }
 
+  bool TakesTooMuch(const std::string& folder) const {
+    const uint64_t limit = options_.limits.disk_bytes;
+    return TakesMoreThan(folder, limit > 0 ? limit : UINT64_MAX, kMaxScratchEntries);
+  }
+
   // The first verdict counts.
   void Judge(Verdict verdict) {
     if (verdict_ == Verdict::kNone) {
@@ -215,6 +233,8 @@ class Worker::Attempt {
         keeper_.Report(event.progress());
       } else if (event.has_result()) {
         result_ = event.result();
+      } else if (event.has_isolation() && !std::exchange(isolation_told_, true)) {  // before it saw any input: the truth
+        ReportIsolation(event.isolation(), context_.metrics);
       }
     });
     if (!read.ok()) {
@@ -264,6 +284,12 @@ class Worker::Attempt {
                                                            "; give a longer execution_timeout"))));
       case Verdict::kMemory:
         return LimitHit("memory limit", absl::StrCat(options_.limits.memory_bytes >> 20, " MiB of memory"));
+      case Verdict::kThreads:
+        return LimitHit("thread limit", absl::StrCat(kMaxThreads, " threads"));
+      case Verdict::kDisk:
+        return LimitHit("disk limit", options_.limits.disk_bytes > 0
+                                          ? absl::StrCat(options_.limits.disk_bytes >> 20, " MiB of disk for its outputs")
+                                          : absl::StrCat(kMaxScratchEntries, " output files"));
       case Verdict::kDiskFull:
         context_.metrics.ChildDied("disk full");
         return Failed(MakeError(v1::STORAGE_FULL, "the server's disk is almost full; free space there and try again"));
@@ -288,6 +314,12 @@ class Worker::Attempt {
     }
     LOG(ERROR) << "attempt " << attempt_ << ": the child died without an answer: " << exit.Cause();
     context_.metrics.ChildDied(exit.Cause());
+    if (exit.signal == SIGSYS) {  // not tried again: no engine does that by itself, whoever made it do it has had one chance
+      return Final(Failure(State::FAILED,
+                           MakeError(v1::ENGINE_CRASHED,
+                                     "the engine was stopped at a system call that it must not make (SIGSYS): either the input "
+                                     "attacks the server, or it is an error of the server's; please report it with the input")));
+    }
     if (exit.signal == SIGKILL) {  // from outside: an engine that crashes dies of other signals
       return AfterLoss(options_.retries, job_, Crashed(attempt_, exit.Cause()));
     }
@@ -419,6 +451,7 @@ class Worker::Attempt {
   std::unique_ptr<ChildProcess> child_;
   std::optional<RunResult> result_;
   Verdict verdict_ = Verdict::kNone;
+  bool isolation_told_ = false;
   bool machine_failed_ = false;
   std::stop_source adoption_stop_;
   std::atomic<bool> adopted_ = false;

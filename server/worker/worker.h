@@ -18,6 +18,7 @@
 #include "server/metrics/metrics.h"
 #include "server/worker/admission.h"
 #include "server/worker/child_process.h"
+#include "server/worker/isolation.h"
 #include "server/worker/retries.h"
 
 namespace modelpress::server {
@@ -33,6 +34,7 @@ struct WorkerOptions {
   absl::Duration store_patience = absl::Minutes(5);
   int threads_per_operation = 1;
   ChildLimits limits;
+  IsolationOptions isolation;
   absl::Duration max_execution = absl::Hours(24);  // of one attempt; caps CallOptions.execution_timeout
   RetryLimits retries;
 };

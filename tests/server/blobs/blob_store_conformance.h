@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
@@ -228,10 +229,11 @@ TEST_P(BlobStoreConformance, TheSameContentMayComeManyTimesAtOnce) {
 TEST_P(BlobStoreConformance, AdoptsFiles) {
   for (size_t size : {size_t{0}, size_t{5}, size_t{3'000'001}}) {
     std::string bytes = TestBytes(size, 7);
-    for (const char* name : {"/first", "/second"}) {
-      std::string path = harness_->ScratchFolder() + name;
+    for (const char* name : {"first", "second", "a/b/third"}) {
+      const std::filesystem::path path = std::filesystem::path(harness_->ScratchFolder()) / name;
+      std::filesystem::create_directories(path.parent_path());
       WriteTestFile(path, bytes);
-      ASSERT_OK_AND_ASSIGN(BlobInfo info, store_->Adopt(path));
+      ASSERT_OK_AND_ASSIGN(BlobInfo info, store_->Adopt(harness_->ScratchFolder(), name));
       EXPECT_EQ(info.sha256, InfoOf(bytes).sha256);
       EXPECT_EQ(info.size_bytes, size);
       EXPECT_NE(access(path.c_str(), F_OK), 0);
@@ -246,10 +248,16 @@ TEST_P(BlobStoreConformance, AdoptsRegularFilesOnly) {
   ASSERT_EQ(symlink((folder + "/file").c_str(), (folder + "/link").c_str()), 0);
   ASSERT_EQ(mkfifo((folder + "/pipe").c_str(), 0600), 0);
   ASSERT_EQ(mkdir((folder + "/folder").c_str(), 0700), 0);
-  for (const char* name : {"/link", "/pipe", "/folder", "/none"}) {
-    EXPECT_REASON(store_->Adopt(folder + name), STORAGE_ERROR) << name;
+  ASSERT_EQ(symlink(folder.c_str(), (folder + "/folder/up").c_str()), 0);
+  ASSERT_EQ(link((folder + "/file").c_str(), (folder + "/second name").c_str()), 0);
+  for (const char* name : {"link", "pipe", "folder", "none", "folder/up/file", "folder/../file", "..", ".", "", "second name"}) {
+    EXPECT_REASON(store_->Adopt(folder, name), STORAGE_ERROR) << name;
   }
+  EXPECT_REASON(store_->Adopt(folder + "/folder", "../file"), STORAGE_ERROR);
+  EXPECT_REASON(store_->Adopt(folder + "/folder", folder + "/file"), STORAGE_ERROR);
   ExpectLacks("secret");
+  ASSERT_EQ(unlink((folder + "/second name").c_str()), 0);
+  EXPECT_OK(store_->Adopt(folder, "file"));
 }
 
 TEST_P(BlobStoreConformance, NamesThatAreNoneAreRefused) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -17,7 +18,9 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "grpcpp/client_context.h"
+#include "server/worker/isolation.h"
 #include "server/worker/owner.h"
+#include "server/worker/run_protocol.h"
 #include "tests/server/testing/daemon_fixture.h"
 
 namespace modelpress::server {
@@ -132,6 +135,14 @@ class WorkerTest : public DaemonFixture {
     EXPECT_EQ(ReasonOf(operation.error()), reason) << operation.error().ShortDebugString();
     EXPECT_EQ(MetadataOf(operation).attempt(), attempt);
   }
+  // Has the worker run `script` in the place of the engine. It gets the spec on stdin, and the attempt's folder as $1.
+  void UseEngine(DaemonOptions& options, const std::string& script) {
+    options.worker.executable = absl::StrCat(folder_, "/engine");
+    std::ofstream(options.worker.executable)
+        << "#!/bin/sh\nhead -c 1 > /dev/null\nset -- " << options.data_folder << "/scratch/*-*\n"
+        << script << "\ncat > /dev/null\n";
+    std::filesystem::permissions(options.worker.executable, std::filesystem::perms::owner_all);
+  }
   bool ScratchIsEmpty() const { return std::filesystem::is_empty(folder_ + "/data/scratch"); }
 };
 
@@ -209,6 +220,68 @@ TEST_F(WorkerTest, CpuLimitIsTold) {
   std::filesystem::permissions(options.worker.executable, std::filesystem::perms::owner_all);
   StartWithWorker(options);
   ExpectFailed(Submit(), "RESOURCE_LIMIT", 1);
+}
+
+TEST_F(WorkerTest, DiskLimitIsTold) {
+  DaemonOptions options = OneWorker();
+  options.worker.limits.disk_bytes = 16 << 20;
+  UseEngine(options, "dd if=/dev/zero of=$1/big bs=1M count=32 2> /dev/null");
+  StartWithWorker(options);
+  ExpectFailed(Submit(), "RESOURCE_LIMIT", 1);
+  Stop();
+  EXPECT_TRUE(ScratchIsEmpty());
+}
+
+TEST_F(WorkerTest, AForbiddenSystemCallIsToldAndNotTriedAgain) {
+  DaemonOptions options = OneWorker();
+  UseEngine(options, "kill -SYS $$");
+  StartWithWorker(options);
+  const std::string name = Submit();
+  ExpectFailed(name, "ENGINE_CRASHED", 1);
+  EXPECT_NE(Wait(name, 0).error().message().find("SIGSYS"), std::string::npos);
+}
+
+TEST_F(WorkerTest, OutputsBehindALinkAreNotTaken) {
+  RunEvent answer;
+  answer.mutable_result()->add_outputs()->set_name("results/secret");
+  v1::SaveModelResponse response;
+  response.mutable_report()->set_name("results/secret");
+  answer.mutable_result()->mutable_response()->PackFrom(response);
+  std::ofstream(folder_ + "/answer", std::ios::binary) << Frame(answer);
+  std::ofstream(folder_ + "/secret") << "secret";
+  DaemonOptions options = OneWorker();
+  UseEngine(options, absl::StrCat("ln -s ", folder_, " $1/results\ncat ", folder_, "/answer"));
+  StartWithWorker(options);
+  ExpectFailed(Submit(), "STORAGE_ERROR", 3);
+  EXPECT_EQ(ReadFile(folder_ + "/secret"), "secret");
+}
+
+TEST_F(WorkerTest, RunsAnOperationInFullIsolation) {
+  const absl::StatusOr<std::optional<SandboxUser>> user = ResolveChildUser("");
+  ASSERT_TRUE(user.ok());
+  if (LacksMechanism(AvailableMechanisms(*user))) {
+    GTEST_SKIP() << "not to be had here";
+  }
+  DaemonOptions options = OneWorker();
+  options.worker.isolation = {.mode = IsolationMode::kRequire, .user = *user};
+  StartWithWorker(options);
+  ExpectSucceeded(Submit(), 1);
+  PutFile("workspaces/w/files/bad/m.onnx", "no model");
+  ExpectFailed(Submit("bad/m.onnx"), "MODEL_UNREADABLE", 1);
+  Stop();
+  EXPECT_TRUE(ScratchIsEmpty());
+  for (const auto& blob : std::filesystem::recursive_directory_iterator(options.data_folder + "/blobs")) {
+    struct stat info = {};
+    ASSERT_EQ(stat(blob.path().c_str(), &info), 0);
+    EXPECT_EQ(info.st_uid, geteuid()) << blob.path();  // none stays with the child's user
+  }
+}
+
+TEST_F(WorkerTest, StartsOnlyIsolatedWhereThatIsRequired) {
+  DaemonOptions options = OneWorker();
+  options.worker.isolation.mode = IsolationMode::kRequire;
+  options.worker.executable = "/bin/false";
+  EXPECT_FALSE(Daemon::Start(options).ok());
 }
 
 TEST_F(WorkerTest, DrainGivesTheOperationBack) {
