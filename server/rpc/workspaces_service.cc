@@ -16,6 +16,7 @@ namespace {
 
 constexpr size_t kMaxUploadMessage = 2 << 20;
 constexpr size_t kDownloadMessage = 1 << 20;
+constexpr uint64_t kMaxFileSize = uint64_t{1} << 46;  // no sum of them comes near the end of 64 bits
 
 v1::Upload UploadProto(const UploadRow& row, uint64_t committed_size, bool complete) {
   v1::Upload upload;
@@ -330,6 +331,11 @@ grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerCon
   return ServeUnary(context, context_.calls, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->file(), "file"));
     MP_RETURN_IF_ERROR(CheckSha256(request->sha256(), "sha256"));
+    if (request->size_bytes() > kMaxFileSize) {
+      return MakeError(v1::REQUEST_INVALID,
+                       absl::StrCat("a file of ", request->size_bytes(), " bytes was announced; at most ", kMaxFileSize, " are allowed"),
+                       {.field = "size_bytes"});
+    }
     MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
                                                                                      .workspace = {caller.project, name.workspace},
                                                                                      .path = name.path,
