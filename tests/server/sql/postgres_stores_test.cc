@@ -23,7 +23,9 @@ namespace {
 
 class PostgresStoreHarness final : public StoreHarness {
  public:
-  std::unique_ptr<StoreHandle> Open(const Clock& clock) override { return SqlStoreHandle::Open(database_.url(), clock); }
+  std::unique_ptr<StoreHandle> Open(const Clock& clock, const Quotas& quotas) override {
+    return SqlStoreHandle::Open(database_.url(), clock, quotas);
+  }
 
  private:
   TestPostgresDatabase database_;
@@ -60,8 +62,9 @@ TEST(PostgresJobEventsTest, AChangeByAnotherProcessWakesWithoutAPoll) {
   FakeClock clock;
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Database> database, OpenDatabase(server.url()));
   HintsOnly hints_only(*database);
-  SqlJobStore jobs(hints_only, clock);
-  std::unique_ptr<SqlStoreHandle> other = SqlStoreHandle::Open(server.url(), clock);
+  const Quotas quotas;
+  SqlJobStore jobs(hints_only, clock, quotas);
+  std::unique_ptr<SqlStoreHandle> other = SqlStoreHandle::Open(server.url(), clock, quotas);
   ASSERT_NE(other, nullptr);
   JobEvents events(jobs);
   const auto woken_by = [&events](const std::function<void()>& change) {

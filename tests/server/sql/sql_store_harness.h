@@ -17,18 +17,18 @@ namespace modelpress::server {
 class SqlStoreHandle final : public StoreHandle {
  public:
   // nullptr, with a failure of the test, if the database at `location` cannot be opened.
-  static std::unique_ptr<SqlStoreHandle> Open(const std::string& location, const Clock& clock) {
+  static std::unique_ptr<SqlStoreHandle> Open(const std::string& location, const Clock& clock, const Quotas& quotas) {
     absl::StatusOr<std::unique_ptr<Database>> database = OpenDatabase(location);
     EXPECT_OK(database);
-    return database.ok() ? std::unique_ptr<SqlStoreHandle>(new SqlStoreHandle(*std::move(database), clock)) : nullptr;
+    return database.ok() ? std::unique_ptr<SqlStoreHandle>(new SqlStoreHandle(*std::move(database), clock, quotas)) : nullptr;
   }
 
   JobStore& jobs() override { return jobs_; }
   WorkspaceStore& workspaces() override { return workspaces_; }
 
  private:
-  SqlStoreHandle(std::unique_ptr<Database> database, const Clock& clock)
-      : database_(std::move(database)), jobs_(*database_, clock), workspaces_(*database_, clock) {}
+  SqlStoreHandle(std::unique_ptr<Database> database, const Clock& clock, const Quotas& quotas)
+      : database_(std::move(database)), jobs_(*database_, clock, quotas), workspaces_(*database_, clock, quotas) {}
 
   const std::unique_ptr<Database> database_;
   SqlJobStore jobs_;
@@ -37,8 +37,8 @@ class SqlStoreHandle final : public StoreHandle {
 
 class SqliteStoreHarness final : public StoreHarness {
  public:
-  std::unique_ptr<StoreHandle> Open(const Clock& clock) override {
-    return SqlStoreHandle::Open(folder_.path() + "/modelpress.db", clock);
+  std::unique_ptr<StoreHandle> Open(const Clock& clock, const Quotas& quotas) override {
+    return SqlStoreHandle::Open(folder_.path() + "/modelpress.db", clock, quotas);
   }
 
  private:
