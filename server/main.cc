@@ -31,6 +31,10 @@
 #include "server/worker/run.h"
 
 ABSL_FLAG(std::string, data_dir, "", "serve, work: folder for database, files and scratch space; made if missing");
+ABSL_FLAG(
+    std::string, database, "",
+    "serve, work: postgresql://... of a server that several machines share, or the path of a SQLite file; empty: modelpress.db "
+    "in --data_dir");
 ABSL_FLAG(std::string, listen, "localhost:50051",
           "serve: address of the gRPC services; port 0 picks one. Plaintext, so loopback only (TLS is not built in yet)");
 ABSL_FLAG(bool, insecure_plaintext, false,
@@ -90,6 +94,7 @@ absl::StatusOr<DaemonOptions> OptionsFromFlags(absl::string_view role) {
   };
   DaemonOptions options;
   options.data_folder = absl::GetFlag(FLAGS_data_dir);
+  options.database = absl::GetFlag(FLAGS_database);
   options.listen = role == "serve" ? absl::GetFlag(FLAGS_listen) : "";
   options.insecure_plaintext = absl::GetFlag(FLAGS_insecure_plaintext);
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);

@@ -15,6 +15,7 @@
 #define MODELPRESS_SERVER_JOBS_JOB_STORE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,6 +32,7 @@
 #include "google/rpc/status.pb.h"
 #include "modelpress/v1/operations.pb.h"
 #include "modelpress/v1/workspaces.pb.h"
+#include "server/sql/database.h"
 
 namespace modelpress::server {
 
@@ -161,8 +163,12 @@ class JobStore {
   // (method, state) -> count of all jobs, for metrics.
   virtual absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() = 0;
 
-  // Changes whenever any process has changed anything in the store; cheap enough to poll many times a second.
+  // Changes whenever any process has changed anything in the store; cheap enough to ask every poll_interval().
   virtual absl::StatusOr<uint64_t> Version() = 0;
+  virtual absl::Duration poll_interval() const = 0;
+  // Has `changed` called soon after a change by any process that outlives a power failure: a hint, as that of Database::Subscribe
+  // (server/sql/database.h). nullptr where there are none.
+  virtual std::unique_ptr<Subscription> Subscribe(std::function<void()> changed) = 0;
 };
 
 }  // namespace modelpress::server
