@@ -45,7 +45,8 @@ google::protobuf::Any Pack(const google::protobuf::Message& request) {
 
 // What the result follows from: method and parameters, the contents of the inputs under their names, the engine. Names count,
 // because models and reports hold them.
-std::string CacheKey(const google::protobuf::Message& canonical, const std::string& workspace, const std::vector<v1::File>& inputs) {
+std::string CacheKey(const google::protobuf::Message& canonical, const std::string& workspace,
+                     const std::vector<v1::File>& inputs) {
   const google::protobuf::Any request = Pack(canonical);
   std::string facts;
   auto add = [&facts](absl::string_view fact) { absl::StrAppend(&facts, fact.size(), ":", fact); };
@@ -129,12 +130,9 @@ absl::StatusOr<CompressionService::PinnedInputs> CompressionService::PinInputs(c
   return result;
 }
 
-absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const Caller& caller,
-                                                                          const google::protobuf::Message& request,
-                                                                          const google::protobuf::Message& canonical,
-                                                                          const std::string& workspace_name,
-                                                                          const v1::CallOptions& options,
-                                                                          const CallFiles& files) {
+absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
+    const Caller& caller, const google::protobuf::Message& request, const google::protobuf::Message& canonical,
+    const std::string& workspace_name, const v1::CallOptions& options, const CallFiles& files) {
   MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(workspace_name, "workspace"));
   MP_RETURN_IF_ERROR(CheckFiles(files));
   MP_RETURN_IF_ERROR(CheckOptions(options));

@@ -252,8 +252,7 @@ absl::Status SqlWorkspaceStore::DeleteFile(const WorkspaceKey& workspace, const 
   });
 }
 
-absl::StatusOr<bool> SqlWorkspaceStore::HasContent(const std::string& project, const std::string& sha256,
-                                                      uint64_t size_bytes) {
+absl::StatusOr<bool> SqlWorkspaceStore::HasContent(const std::string& project, const std::string& sha256, uint64_t size_bytes) {
   bool found = false;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(found, server::HasContent(connection, project, sha256, size_bytes));
@@ -348,8 +347,7 @@ absl::StatusOr<ProjectUsage> SqlWorkspaceStore::Usage(const std::string& project
   return usage;
 }
 
-absl::StatusOr<bool> SqlWorkspaceStore::RemoveUnreferenced(const std::string& sha256,
-                                                              absl::FunctionRef<absl::Status()> remove) {
+absl::StatusOr<bool> SqlWorkspaceStore::RemoveUnreferenced(const std::string& sha256, absl::FunctionRef<absl::Status()> remove) {
   bool removed = false;
   bool referenced = false;
   const auto look = [&](Connection& connection) -> absl::Status {
