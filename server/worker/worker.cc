@@ -560,8 +560,8 @@ void Worker::Loop() {
 }
 
 void Worker::Pause(absl::Duration pause) {
-  const absl::Duration end = context_.clock.Elapsed() + pause;
-  for (absl::Duration rest = pause; !stopping_ && rest > absl::ZeroDuration(); rest = end - context_.clock.Elapsed()) {
+  const absl::Duration end = SteadyNow() + pause;
+  for (absl::Duration rest = pause; !stopping_ && rest > absl::ZeroDuration(); rest = end - SteadyNow()) {
     WaitForWake(rest);
   }
 }

@@ -39,7 +39,7 @@ TEST(DirectoryBlobStoreTest, BlobsAreReadOnlyFilesUnderTheirDigest) {
   std::unique_ptr<DirectoryBlobStore> store = OpenStore(folder.path());
   ASSERT_OK(Upload(*store, "one"));
   WriteTestFile(folder.path() + "/x", "two");
-  ASSERT_OK(store->Adopt(folder.path(), "x"));
+  ASSERT_OK(store->Adopt(folder.path(), "x", {}));
   for (const char* bytes : {"one", "two"}) {
     std::string digest = Sha256Hex(bytes);
     std::string path = folder.path() + "/blobs/" + digest.substr(0, 2) + "/" + digest.substr(2);

@@ -201,6 +201,22 @@ inline bool SameJob(const Job& a, const Job& b) {
 
 // ---- Create, Get ------------------------------------------------------------------------------------------------------------
 
+TEST_P(JobStoreConformance, WhoWaitsForRoomIsKnown) {
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> none, jobs().NextInLine());
+  EXPECT_FALSE(none.has_value());
+  Job big = NewJob("big");
+  big.cost = {.memory_bytes = 100, .disk_bytes = 10};
+  ASSERT_OK(jobs().Create(big, ""));
+  ASSERT_OK(jobs().Create(NewJob("small"), ""));
+  EXPECT_EQ(ClaimId({.memory_bytes = 99, .disk_bytes = 10}), "");
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> next, jobs().NextInLine());
+  ASSERT_TRUE(next.has_value());
+  EXPECT_EQ(next->id, "big");
+  EXPECT_EQ(next->cost.memory_bytes, 100);
+  EXPECT_EQ(StateOf("big"), Metadata::PENDING);
+  EXPECT_EQ(ClaimId({.memory_bytes = 100, .disk_bytes = 10}), "big");
+}
+
 TEST_P(JobStoreConformance, CreateKeepsWhatItIsGiven) {
   Job given = NewJob("o1");
   ASSERT_OK_AND_ASSIGN(Job created, jobs().Create(given, "r1"));

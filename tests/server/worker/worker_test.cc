@@ -69,6 +69,11 @@ pid_t StopSpare(pid_t parent) {
   return child;
 }
 
+bool IsAlive(pid_t pid) {
+  const std::string stat = ReadFile(absl::StrCat("/proc/", pid, "/stat"));
+  return !stat.empty() && stat.find(") Z ") == std::string::npos;
+}
+
 class WorkerTest : public DaemonFixture {
  protected:
   void StartWithWorker(const DaemonOptions& options) {
@@ -91,6 +96,7 @@ class WorkerTest : public DaemonFixture {
     request.set_modified_onnx_file(model);
     request.set_record_file("record/r.txt");
     request.set_save_path("results/x");
+    request.mutable_options()->set_no_cache(true);
     if (timeout > absl::ZeroDuration()) {
       request.mutable_options()->mutable_execution_timeout()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(timeout)));
     }
@@ -329,8 +335,7 @@ TEST_F(WorkerTest, WorkOfAKilledWorkerGoesOnAtOnce) {
   WaitUntilRunning(name);
   kill(worker, SIGKILL);
   waitpid(worker, nullptr, 0);
-  while (kill(child, 0) == 0 && !ReadFile(absl::StrCat("/proc/", child, "/stat")).empty() &&
-         ReadFile(absl::StrCat("/proc/", child, "/stat")).find(") Z ") == std::string::npos) {
+  while (IsAlive(child)) {
     std::this_thread::yield();  // the kernel kills it with its worker
   }
   Stop();
@@ -339,6 +344,45 @@ TEST_F(WorkerTest, WorkOfAKilledWorkerGoesOnAtOnce) {
   ExpectSucceeded(name, 2);
   Stop();
   EXPECT_TRUE(ScratchIsEmpty());
+}
+
+// Lease fencing between processes: whoever was stopped for longer than its lease finds its work taken, and drops it.
+TEST_F(WorkerTest, AWorkerThatWasStoppedBeyondItsLeaseDropsItsWork) {
+  DaemonOptions options = Options();
+  options.worker.lease = absl::Seconds(1);
+  StartWithWorker(options);
+  std::string program = options.worker.executable;
+  std::string data = absl::StrCat("--data_dir=", options.data_folder);
+  std::string lease = "--lease_s=1";
+  std::string metrics = "--metrics_listen=";
+  std::string role = "work";
+  char* arguments[] = {program.data(), role.data(), data.data(), lease.data(), metrics.data(), nullptr};
+  pid_t worker = 0;
+  ASSERT_EQ(posix_spawn(&worker, program.c_str(), nullptr, nullptr, arguments, environ), 0);
+  const pid_t child = StopSpare(worker);
+  const std::string name = Submit();
+  WaitUntilRunning(name);
+  ASSERT_EQ(kill(worker, SIGSTOP), 0);
+  Stop();
+  options.workers = 1;
+  Start(options);
+  ExpectSucceeded(name, 2);
+  // The late one and its child, which has the answer now, go on.
+  ASSERT_EQ(kill(child, SIGCONT), 0);
+  ASSERT_EQ(kill(worker, SIGCONT), 0);
+  while (IsAlive(child)) {
+    std::this_thread::yield();
+  }
+  ExpectSucceeded(name, 2);
+  // It works on: with the other one gone, the next operation is its.
+  Stop();
+  options.workers = 0;
+  Start(options);
+  ExpectSucceeded(Submit(), 1);
+  EXPECT_EQ(kill(worker, SIGTERM), 0);
+  int status = 0;
+  waitpid(worker, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
 TEST(OwnerTest, ThisProcessLivesAndOthersAreLeftAlone) {

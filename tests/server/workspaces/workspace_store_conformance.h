@@ -636,8 +636,10 @@ TEST_P(WorkspaceStoreConformance, OldUploadsAreGivenUp) {
   EXPECT_TRUE(*workspaces().UploadExists("u2"));
   EXPECT_FALSE(*workspaces().UploadExists("u4"));
   Reopen();
+  ASSERT_OK_AND_ASSIGN(const std::vector<std::string> inactive, workspaces().DeleteUploadsBefore(now, {"u1"}));
+  EXPECT_THAT(inactive, testing::UnorderedElementsAre("u2"));
   ASSERT_OK_AND_ASSIGN(const std::vector<std::string> ids, workspaces().DeleteUploadsBefore(now, {}));
-  EXPECT_THAT(ids, testing::UnorderedElementsAre("u1", "u2"));
+  EXPECT_THAT(ids, testing::UnorderedElementsAre("u1"));
   EXPECT_FALSE(*workspaces().UploadExists("u1"));
   EXPECT_FALSE(*workspaces().UploadExists("u2"));
   EXPECT_TRUE(*workspaces().UploadExists("u3"));
