@@ -32,7 +32,7 @@ constexpr Needs kRewrite{96, 1, 16, 1.5, false, false};
 //   samples. What intermediate tensors take is not bounded by any of this (720x720 images through 7 MB: 7.5 GB). The float model,
 //   its quantized copy and their weights in ONNX Runtime's layout make four times the model. Spilled tensors take what is free
 //   and no more than half of it, so that they are not counted.
-constexpr Needs kRun{512, 4, 64, 4, true, false};
+constexpr Needs kRun{544, 4, 64, 4, true, false};
 constexpr Needs kConfigure{64, 0.5, 1, 0, false, false};
 
 struct Row {

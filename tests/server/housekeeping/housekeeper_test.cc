@@ -85,6 +85,8 @@ TEST_F(HousekeeperTest, ContentThatIsReferredToStays) {
 
 TEST_F(HousekeeperTest, AdoptedOutputsStayAsLongAsTheirAttempt) {
   const auto housekeeper = MakeHousekeeper(Options());
+  ASSERT_OK(stores_->jobs().Create(NewJob("j"), ""));
+  ASSERT_OK(stores_->jobs().Claim({*ThisOwner()}));
   const std::string folder = AttemptFolder(scratch_, "j", 1);
   ASSERT_OK(MakeFolder(folder));
   for (const char* name : {"new", "again"}) {

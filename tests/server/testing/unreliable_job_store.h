@@ -94,7 +94,7 @@ class UnreliableJobStore final : public JobStore {
       return call();
     }
     if (*failure == Failure::kAfter) {
-      call();
+      [[maybe_unused]] const Result unheard = call();
     }
     return MakeError(v1::STORAGE_UNAVAILABLE, "the database cannot be reached at the moment; try again");
   }
