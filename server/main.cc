@@ -48,9 +48,10 @@ ABSL_FLAG(int64_t, child_memory_limit_mb, 0, "memory that one operation may allo
 ABSL_FLAG(int64_t, child_cpu_limit_s, 0, "CPU time of one operation, in seconds over all threads; 0: no limit");
 ABSL_FLAG(int64_t, child_file_limit_mb, 0, "size of one output file, in MiB; 0: no limit");
 ABSL_FLAG(int64_t, child_disk_limit_mb, 0, "size of all output files of one operation, in MiB; 0: no limit");
-ABSL_FLAG(std::string, isolation, "best_effort",
-          "serve, work: require (start only if engine processes can be isolated completely), best_effort (warn of what is missing) "
-          "or off");
+ABSL_FLAG(
+    std::string, isolation, "best_effort",
+    "serve, work: require (start only if engine processes can be isolated completely), best_effort (warn of what is missing) "
+    "or off");
 ABSL_FLAG(std::string, child_user, "",
           "serve, work: name or id of the user that engine processes become where the server is root; empty: 65534 (nobody)");
 ABSL_FLAG(double, max_execution_s, 86400, "time of one attempt at an operation, in seconds; caps execution_timeout of calls");
@@ -145,7 +146,8 @@ absl::StatusOr<DaemonOptions> OptionsFromFlags(absl::string_view role) {
   const int64_t disk_mb = absl::GetFlag(FLAGS_child_disk_limit_mb);
   MP_ASSIGN_OR_RETURN(options.worker.isolation.mode, ParseIsolationMode(absl::GetFlag(FLAGS_isolation)));
   MP_ASSIGN_OR_RETURN(options.worker.isolation.user, ResolveChildUser(absl::GetFlag(FLAGS_child_user)));
-  MP_RETURN_IF_ERROR(require(memory_mb >= 0 && cpu_s >= 0 && file_mb >= 0 && disk_mb >= 0, "the --child_..._limit flags must not be negative"));
+  MP_RETURN_IF_ERROR(
+      require(memory_mb >= 0 && cpu_s >= 0 && file_mb >= 0 && disk_mb >= 0, "the --child_..._limit flags must not be negative"));
   MP_RETURN_IF_ERROR(require(options.worker.lease >= absl::Milliseconds(100), "--lease_s must be 0.1 or more"));
   MP_RETURN_IF_ERROR(require(options.worker.max_execution > absl::ZeroDuration(), "--max_execution_s must be positive"));
   MP_RETURN_IF_ERROR(require(options.drain_timeout >= absl::ZeroDuration(), "--drain_timeout_s must not be negative"));

@@ -80,8 +80,8 @@ class BlobStore {
   virtual absl::Status DiscardUpload(const std::string& upload_id) = 0;  // no error if it is gone
 
   // Takes the finished file `name` ("a/b.onnx") below `folder`, on the same file system, into the store: hashes, syncs, links.
-  // Whoever wrote in `folder` may be hostile, but is dead: links and special files are not followed and not taken. The blob is safe
-  // at least as long as the file stays. CANCELLED (without reason) soon after a stop is requested while it is hashed.
+  // Whoever wrote in `folder` may be hostile, but is dead: links and special files are not followed and not taken. The blob is
+  // safe at least as long as the file stays. CANCELLED (without reason) soon after a stop is requested while it is hashed.
   virtual absl::StatusOr<BlobInfo> Adopt(const std::string& folder, const std::string& name, const std::stop_token& stop) = 0;
   // As Contains, and what is there counts as new from now on.
   virtual absl::StatusOr<bool> Keep(const BlobInfo& blob) = 0;

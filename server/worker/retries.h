@@ -35,7 +35,8 @@ Ending AfterFailure(const RetryLimits& limits, const Job& job, Outcome last);
 // operation's, so it does not count against it; only one that goes on outliving them is suspected of being the cause.
 Ending AfterLoss(const RetryLimits& limits, const Job& job, Outcome last);
 // An attempt that ended with `error` of ours or of the engine: another one if the machine is to blame (IsInfrastructureError),
-// FAILED otherwise. It counts as a failure: it may be the operation's own doing (a disk that it filled, outputs that it did not write).
+// FAILED otherwise. It counts as a failure: it may be the operation's own doing (a disk that it filled, outputs that it did not
+// write).
 Ending AfterError(const RetryLimits& limits, const Job& job, const absl::Status& error);
 
 // The status that a google.rpc.Status of ToRpcStatus stands for, as far as code, reason and message go.

@@ -374,7 +374,7 @@ absl::StatusOr<bool> SqlWorkspaceStore::RemoveUnreferenced(const std::string& sh
 }
 
 absl::StatusOr<std::vector<std::string>> SqlWorkspaceStore::DeleteUploadsBefore(absl::Time begun_before,
-                                                                                   const std::set<std::string>& active) {
+                                                                                const std::set<std::string>& active) {
   std::vector<std::string> ids;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::vector<UploadRow> rows,

@@ -84,8 +84,7 @@ class HousekeepingTest : public testing::Test {
   HousekeepingOptions Options() const { return {.data_folder = folder_.path(), .rescuer = {.scratch_folder = scratch_}}; }
   std::unique_ptr<Housekeeper> MakeHousekeeper(const HousekeepingOptions& options) {
     return std::make_unique<Housekeeper>(
-        options,
-        HousekeepingContext{stores_->jobs(), stores_->workspaces(), stores_->blobs(), *events_, metrics_, clock_});
+        options, HousekeepingContext{stores_->jobs(), stores_->workspaces(), stores_->blobs(), *events_, metrics_, clock_});
   }
   bool Has(const std::string& bytes) {
     const absl::StatusOr<bool> has = stores_->blobs().Contains(InfoOf(bytes));

@@ -74,8 +74,7 @@ TEST_P(GarbageStressTest, NoFileEverLacksItsContent) {
     collectors.emplace_back([&] {
       const std::unique_ptr<OpenStores> stores = Open();
       JobEvents events(stores->jobs());
-      Housekeeper housekeeper(
-          options, {stores->jobs(), stores->workspaces(), stores->blobs(), events, metrics_, system_clock_});
+      Housekeeper housekeeper(options, {stores->jobs(), stores->workspaces(), stores->blobs(), events, metrics_, system_clock_});
       while (!done) {
         const absl::StatusOr<int64_t> now = housekeeper.CollectGarbage();
         EXPECT_OK(now);

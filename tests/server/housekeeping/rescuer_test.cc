@@ -123,8 +123,8 @@ TEST_F(RescuerTest, AJobThatOutlivesAllItsWorkersFails) {
 
 TEST_F(RescuerTest, FoldersOfDeadAttemptsGo) {
   Claim("j");
-  for (const std::string& folder : {AttemptFolder(scratch_, "j", 1), AttemptFolder(scratch_, "j", 0), AttemptFolder(scratch_, "other", 1),
-                                    CheckpointFolder(scratch_, "j")}) {
+  for (const std::string& folder : {AttemptFolder(scratch_, "j", 1), AttemptFolder(scratch_, "j", 0),
+                                    AttemptFolder(scratch_, "other", 1), CheckpointFolder(scratch_, "j")}) {
     ASSERT_OK(MakeFolder(folder));
     WriteTestFile(folder + "/x", "x");
   }

@@ -30,8 +30,8 @@ std::string ReasonIn(const Ending& ending) {
 }
 
 TEST(RetriesTest, AnswersOfTheEngineAreFinal) {
-  for (const v1::Reason reason : {v1::MODEL_UNREADABLE, v1::RECORD_SYNTAX, v1::RESOURCE_LIMIT, v1::OPERATION_DEADLINE, v1::INTERNAL_ERROR,
-                                  v1::REQUEST_INVALID, v1::QUOTA_EXCEEDED}) {
+  for (const v1::Reason reason : {v1::MODEL_UNREADABLE, v1::RECORD_SYNTAX, v1::RESOURCE_LIMIT, v1::OPERATION_DEADLINE,
+                                  v1::INTERNAL_ERROR, v1::REQUEST_INVALID, v1::QUOTA_EXCEEDED}) {
     const Ending ending = AfterError(kLimits, JobWith(1, 0), MakeError(reason, "no"));
     EXPECT_EQ(ReasonIn(ending), v1::Reason_Name(reason));
     EXPECT_EQ(ending.outcome->state, State::FAILED);

@@ -40,7 +40,8 @@ constexpr char kProject[] = "p";
 // A worker over stores of its own, and a script in the place of the engine.
 class StagesTest : public testing::Test {
  protected:
-  StagesTest() : stores_(harness_.Open(clock_, quotas_)), jobs_(stores_->jobs()), blobs_(*DirectoryBlobStore::OpenFolder(folder_.path())) {
+  StagesTest()
+      : stores_(harness_.Open(clock_, quotas_)), jobs_(stores_->jobs()), blobs_(*DirectoryBlobStore::OpenFolder(folder_.path())) {
     options_.scratch_folder = folder_.path() + "/scratch";
     EXPECT_OK(MakeFolder(options_.scratch_folder));
     options_.owner = *ThisOwner();
@@ -59,8 +60,8 @@ class StagesTest : public testing::Test {
     answer.mutable_result()->mutable_response()->PackFrom(response);
     WriteTestFile(folder_.path() + "/answer", Frame(answer));
     options_.executable = folder_.path() + "/engine";
-    std::ofstream(options_.executable) << "#!/bin/sh\nhead -c 1 > /dev/null\nset -- " << options_.scratch_folder << "/*-*\nANSWER="
-                                       << folder_.path() << "/answer\n"
+    std::ofstream(options_.executable) << "#!/bin/sh\nhead -c 1 > /dev/null\nset -- " << options_.scratch_folder
+                                       << "/*-*\nANSWER=" << folder_.path() << "/answer\n"
                                        << script << "\ncat > /dev/null\n";
     std::filesystem::permissions(options_.executable, std::filesystem::perms::owner_all);
   }
