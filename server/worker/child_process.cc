@@ -21,8 +21,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "absl/time/clock.h"
 #include "engine/base/status.h"
+#include "server/base/clock.h"
 
 // Sanitizers reserve terabytes of address space that RLIMIT_DATA would count.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -185,7 +185,7 @@ absl::Status ChildProcess::ReadEvents(absl::FunctionRef<void(const RunEvent&)> t
 void ChildProcess::ReadLog(absl::FunctionRef<void(absl::string_view)> take_line) {
   log_line_ += ReadSome(log_.get(), log_open_);
   auto take = [&](absl::string_view line) {
-    if (const std::optional<std::string> shown = log_limiter_.Take(line, absl::Now()); shown.has_value()) {
+    if (const std::optional<std::string> shown = log_limiter_.Take(line, absl::UnixEpoch() + SteadyNow()); shown.has_value()) {
       take_line(*shown);
     }
   };

@@ -13,9 +13,9 @@
 #include "absl/log/log.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "engine/base/status.h"
+#include "server/base/clock.h"
 #include "server/sandbox/untrusted_folder.h"
 #include "server/worker/child_process.h"
 
@@ -137,10 +137,10 @@ absl::Status CheckIsolation(const std::string& executable, const IsolationOption
   child->Send(spec);
   child->Flush();
   std::optional<Isolation> isolation;
-  const absl::Time deadline = absl::Now() + kSelfTestTimeout;
-  while (!isolation.has_value() && child->output_fd() >= 0 && absl::Now() < deadline) {
+  const absl::Duration deadline = SteadyNow() + kSelfTestTimeout;
+  while (!isolation.has_value() && child->output_fd() >= 0 && SteadyNow() < deadline) {
     pollfd output = {child->output_fd(), POLLIN, 0};
-    if (poll(&output, 1, static_cast<int>(absl::ToInt64Milliseconds(deadline - absl::Now()))) > 0) {
+    if (poll(&output, 1, static_cast<int>(absl::ToInt64Milliseconds(deadline - SteadyNow()))) > 0) {
       MP_RETURN_IF_ERROR(child->ReadEvents([&isolation](const RunEvent& event) {
         if (event.has_isolation()) {
           isolation = event.isolation();

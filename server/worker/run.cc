@@ -1,3 +1,4 @@
+#include "server/base/clock.h"
 #include "server/worker/run.h"
 
 #include <fcntl.h>
@@ -17,7 +18,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "engine/base/status.h"
 #include "engine/functions/functions.h"
@@ -66,7 +66,7 @@ class ProgressReporter {
   explicit ProgressReporter(const EventPipe& events) : events_(events) {}
 
   void Report(const std::string& stage, uint64_t done, uint64_t total) {
-    const absl::Time now = absl::Now();
+    const absl::Duration now = SteadyNow();
     if (stage == stage_ && now < next_) {
       return;
     }
@@ -82,7 +82,7 @@ class ProgressReporter {
  private:
   const EventPipe& events_;
   std::string stage_;
-  absl::Time next_ = absl::InfinitePast();
+  absl::Duration next_ = -absl::InfiniteDuration();
 };
 
 // Opens what the operation may use, and then gives up everything else. To be called with one thread, and before anybody looks at
