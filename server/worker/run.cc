@@ -1,4 +1,3 @@
-#include "server/base/clock.h"
 #include "server/worker/run.h"
 
 #include <fcntl.h>
@@ -24,6 +23,7 @@
 #include "engine/runtime/load_check.h"
 #include "google/protobuf/io/zero_copy_stream_impl.h"
 #include "google/protobuf/util/delimited_message_util.h"
+#include "server/base/clock.h"
 #include "server/base/posix.h"
 #include "server/base/sha256.h"
 #include "server/rpc/status.h"
