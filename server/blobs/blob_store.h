@@ -3,22 +3,19 @@
 // What nothing refers to is garbage, which housekeeping removes with
 //   WorkspaceStore::RemoveUnreferenced(sha256, [] { RemoveIfOlder(sha256, cutoff) })
 // Why that never takes content that a file points to or is about to:
-//   - RemoveUnreferenced runs the removal while nothing can come to refer to the content, and only if neither a file, an
-//   unfinished
-//     upload nor an input of an unfinished operation does. References made before are seen, those made after have to find the
-//     content first.
-//   - An upload refers to its content from before its first byte until a file does (FinishUpload does both in one step). So
-//   whoever
-//     finds the content to be there while the upload exists can rely on it until then.
-//   - The outputs of an operation are referred to only by JobStore::Finish, after they were adopted. In between, the file that
-//   was
-//     adopted stays where it was as another link to the same content, and goes with its folder when the attempt has ended;
-//     RemoveIfOlder leaves alone what has such a link. Looking for the link, making it, and the coming and going of blobs exclude
-//     each other (one lock for all processes that share the store).
-//   - Where the file system has no links, the age protects: whoever stores content or finds it to be there and relies on it
-//   (Adopt,
-//     Keep, BlobWriter::Finish) touches it, under the same lock. It is safe for the time between `cutoff` and now, which must be
-//     longer than an attempt takes from adopting its first output to JobStore::Finish.
+// 1. RemoveUnreferenced runs the removal while nothing can come to refer to the content, and only if neither a file, an
+//    unfinished upload nor an input of an unfinished operation does. References made before are seen; those made after have to
+//    find the content first.
+// 2. An upload refers to its content from before its first byte until a file does (FinishUpload does both in one step). So
+//    whoever finds the content to be there while the upload exists can rely on it until then.
+// 3. The outputs of an operation are referred to only by JobStore::Finish, after they were adopted. In between, the file that
+//    was adopted stays where it was as another link to the same content, and goes with its folder when the attempt has ended.
+//    RemoveIfOlder leaves alone what has such a link. Looking for the link, making it, and the coming and going of blobs
+//    exclude each other (one lock for all processes that share the store).
+// 4. Whoever stores content, or finds it to be there and relies on it for a new reference (Adopt, Keep, BlobWriter::Finish),
+//    touches it under the same lock, and RemoveIfOlder leaves alone what was touched since `cutoff`. That protects outputs
+//    where the file system has no links, for the time between `cutoff` and now, and everything where a removal goes on although
+//    its hold on the database was lost (1).
 #ifndef MODELPRESS_SERVER_BLOBS_BLOB_STORE_H_
 #define MODELPRESS_SERVER_BLOBS_BLOB_STORE_H_
 

@@ -204,7 +204,10 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
       // Replacing the content repairs what a disk may have damaged, but would take it from adopted files that are links to it.
       const bool replace = !store_.IsLinked(expected_.sha256);
       if (status.ok()) {
-        status = replace ? store_.Rename(file_, AT_FDCWD, path_, expected_) : store_.Touch(expected_.sha256);
+        status = replace ? store_.Rename(file_, AT_FDCWD, path_, expected_) : absl::OkStatus();
+      }
+      if (status.ok()) {
+        status = store_.Touch(expected_.sha256);  // the last byte may have come long ago
       }
       if (!status.ok() || !replace) {
         unlink(path_.c_str());

@@ -20,6 +20,9 @@ namespace {
 // Files in the folder of a model or of calibration data: few enough to be stored with the job.
 constexpr int kMaxInputFiles = 10'000;
 
+// How often inputs that change while a call is accepted are looked up.
+constexpr int kMaxPins = 3;
+
 absl::Status CheckOptions(const v1::CallOptions& options) {
   MP_RETURN_IF_ERROR(CheckRequestId(options.request_id(), "options.request_id"));
   if (options.has_execution_timeout() && FromProto(options.execution_timeout()) <= absl::ZeroDuration()) {
@@ -136,7 +139,6 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
   MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(workspace_name, "workspace"));
   MP_RETURN_IF_ERROR(CheckFiles(files));
   MP_RETURN_IF_ERROR(CheckOptions(options));
-  MP_ASSIGN_OR_RETURN(PinnedInputs inputs, PinInputs({caller.project, workspace}, files.inputs));
   Job job;
   job.id = ids_.NewId();
   job.project = caller.project;
@@ -144,18 +146,21 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
   job.metadata.set_method(std::string(absl::StripSuffix(request.GetDescriptor()->name(), "Request")));
   job.metadata.set_workspace(workspace_name);
   job.metadata.set_state(v1::OperationMetadata::PENDING);
-  if (!options.no_cache() && !options.validate_only()) {
-    job.cache_key = CacheKey(canonical, workspace, inputs.files);
-  }
   job.trace_parent = caller.traceparent;
-  for (v1::File& file : inputs.files) {
-    *job.metadata.add_inputs() = std::move(file);
+  const bool reusable = !options.no_cache() && !options.validate_only();
+  // Nothing holds what was pinned until the job is stored.
+  absl::StatusOr<Job> stored;
+  for (int tries = 0; tries == 0 || (tries < kMaxPins && ReasonOf(stored.status()) == v1::FILE_CHANGED); ++tries) {
+    MP_ASSIGN_OR_RETURN(const PinnedInputs inputs, PinInputs({caller.project, workspace}, files.inputs));
+    MP_RETURN_IF_ERROR(CheckCost(job.metadata.method(), inputs.sizes, limits_));
+    job.cost = EstimateCost(job.metadata.method(), inputs.sizes);
+    job.metadata.mutable_inputs()->Assign(inputs.files.begin(), inputs.files.end());
+    job.cache_key = reusable ? CacheKey(canonical, workspace, inputs.files) : "";
+    stored = jobs_.Create(job, options.request_id());
   }
-  MP_RETURN_IF_ERROR(CheckCost(job.metadata.method(), inputs.sizes, limits_));
-  job.cost = EstimateCost(job.metadata.method(), inputs.sizes);
-  MP_ASSIGN_OR_RETURN(const Job stored, jobs_.Create(job, options.request_id()));
+  MP_RETURN_IF_ERROR(stored.status());
   events_.Notify();
-  return ToOperation(stored);
+  return ToOperation(*stored);
 }
 
 }  // namespace modelpress::server

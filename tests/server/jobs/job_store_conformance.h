@@ -44,7 +44,7 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
     handle_.reset();
     harness_ = GetParam()();
     Reopen();
-    ASSERT_OK(workspaces().CreateWorkspace({kProject, "w"}, "", ""));
+    MakeProjects({kProject});
   }
   void Reopen() {
     handle_.reset();
@@ -103,10 +103,11 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
     }
   }
 
-  // Projects of their own, each with a workspace "w".
+  // Projects of their own, each with a workspace "w" that holds the input of NewJob.
   void MakeProjects(const std::vector<std::string>& projects) {
     for (const std::string& project : projects) {
       ASSERT_OK(workspaces().CreateWorkspace({project, "w"}, "", ""));
+      ASSERT_OK(workspaces().PutFile({project, "w"}, {.path = "model.onnx", .sha256 = std::string(64, 'a')}));
     }
   }
   static Job JobOf(const std::string& project, const std::string& id) {
@@ -247,6 +248,35 @@ TEST_P(JobStoreConformance, CreateNeedsTheWorkspace) {
   unnamed.metadata.set_workspace("w");
   EXPECT_REASON(jobs().Create(unnamed, ""), REQUEST_INVALID);
   EXPECT_REASON(jobs().Get("o1"), OPERATION_NOT_FOUND);
+}
+
+TEST_P(JobStoreConformance, CreateNeedsTheInputs) {
+  Job job = NewJob("o1");
+  constexpr int kInputs = 100;
+  for (int i = 0; i < kInputs; ++i) {
+    const FileRow file{
+        .path = absl::StrCat("data/", i), .sha256 = absl::StrCat(1'000 + i, std::string(60, 'd')), .size_bytes = 1};
+    ASSERT_OK(workspaces().PutFile({kProject, "w"}, file));
+    v1::File& input = *job.metadata.add_inputs();
+    input.set_name("workspaces/w/files/" + file.path);
+    input.set_sha256(file.sha256);
+  }
+  ASSERT_OK(workspaces().CreateWorkspace({kProject, "v"}, "", ""));
+  ASSERT_OK(workspaces().CreateWorkspace({"q", "w"}, "", ""));
+  const FileRow last{.path = "kept", .sha256 = job.metadata.inputs(kInputs).sha256(), .size_bytes = 1};
+  ASSERT_OK(workspaces().PutFile({kProject, "v"}, last));
+  ASSERT_OK(workspaces().PutFile({"q", "w"}, last));
+  ASSERT_OK(workspaces().DeleteFile({kProject, "w"}, absl::StrCat("data/", kInputs - 1)));
+  EXPECT_OK(jobs().Create(job, ""));  // the content is still there
+  ASSERT_OK(workspaces().DeleteFile({kProject, "v"}, "kept"));
+  job.id = "o2";
+  EXPECT_REASON(jobs().Create(job, ""), FILE_CHANGED);
+  EXPECT_REASON(jobs().Get("o2"), OPERATION_NOT_FOUND);
+  // The first job keeps all of them.
+  for (const v1::File& input : job.metadata.inputs()) {
+    ASSERT_OK_AND_ASSIGN(const bool removed, workspaces().RemoveUnreferenced(input.sha256(), [] { return absl::OkStatus(); }));
+    EXPECT_FALSE(removed);
+  }
 }
 
 TEST_P(JobStoreConformance, RequestIdGivesTheJobOfThatTime) {
@@ -879,7 +909,7 @@ TEST_P(JobStoreConformance, OutputsThatDoNotFitFailTheJob) {
   EXPECT_EQ(state, Metadata::SUCCEEDED);
   ASSERT_OK_AND_ASSIGN(const ProjectUsage usage, workspaces().Usage(kProject));
   EXPECT_EQ(usage.bytes, 14);
-  EXPECT_EQ(usage.files, 2);
+  EXPECT_EQ(usage.files, 3);
   // And where the project is over its quota already, whatever adds nothing still ends well.
   quotas_ = Quotas({.bytes = 1}, {});
   ASSERT_OK_AND_ASSIGN(state, jobs().Finish("o3", 1, Success({Output("results/b", 'c')})));

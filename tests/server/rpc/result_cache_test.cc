@@ -120,6 +120,7 @@ TEST_F(ResultCacheTest, WhatMakesNoDifferenceToTheResultIsIgnored) {
 
 TEST_F(ResultCacheTest, AnyDifferenceRunsAgain) {
   EXPECT_FALSE(Cached(Request()));
+  EXPECT_TRUE(Cached(Request("v")));
   v1::SaveModelRequest request = Request();
   request.set_save_path("results/y");
   EXPECT_FALSE(Cached(request));
@@ -134,7 +135,7 @@ TEST_F(ResultCacheTest, AnyDifferenceRunsAgain) {
   PutFile("workspaces/w/files/record/r.txt", absl::StrCat(ReadGolden("record.txt"), "\n"));
   EXPECT_FALSE(Cached(Request()));
   EXPECT_TRUE(Cached(Request()));
-  EXPECT_TRUE(Cached(Request("v")));  // still as it was in the first call
+  EXPECT_TRUE(Cached(Request("v")));  // which has the files of the first call still
 }
 
 TEST_F(ResultCacheTest, NoCacheRunsAgain) {

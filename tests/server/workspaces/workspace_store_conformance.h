@@ -574,7 +574,12 @@ TEST_P(WorkspaceStoreConformance, OnlyUnreferencedContentIsRemoved) {
     input.set_name(absl::StrCat("workspaces/w/files/", path));
     input.set_sha256(a);
   }
-  ASSERT_OK(jobs.Create(job, ""));
+  auto create = [&] {  // with the file gone as soon as the job is there
+    ASSERT_OK(workspaces().PutFile(Key("w"), File("m", 'a')));
+    ASSERT_OK(jobs.Create(job, ""));
+    ASSERT_OK(workspaces().DeleteFile(Key("w"), "m"));
+  };
+  create();
   EXPECT_FALSE(removed(a));
   ASSERT_OK(jobs.Claim({"worker"}));
   EXPECT_FALSE(removed(a));
@@ -584,11 +589,11 @@ TEST_P(WorkspaceStoreConformance, OnlyUnreferencedContentIsRemoved) {
   ASSERT_OK(jobs.Finish("o1", 2, {.state = v1::OperationMetadata::SUCCEEDED, .response = google::protobuf::Any()}));
   EXPECT_TRUE(removed(a));
   job.id = "o2";
-  ASSERT_OK(jobs.Create(job, ""));
+  create();
   ASSERT_OK(jobs.RequestCancel(kProject, "o2"));
   EXPECT_TRUE(removed(a));
   job.id = "o3";
-  ASSERT_OK(jobs.Create(job, ""));
+  create();
   ASSERT_OK(jobs.Claim({"worker"}));
   ASSERT_OK(jobs.RequestCancel(kProject, "o3"));
   EXPECT_FALSE(removed(a));
