@@ -47,9 +47,23 @@ ABSL_FLAG(int, threads_per_operation, 0, "threads of one operation; 0: the proce
 ABSL_FLAG(int64_t, child_memory_limit_mb, 0, "memory that one operation may allocate, in MiB; 0: no limit");
 ABSL_FLAG(int64_t, child_cpu_limit_s, 0, "CPU time of one operation, in seconds over all threads; 0: no limit");
 ABSL_FLAG(int64_t, child_file_limit_mb, 0, "size of one output file, in MiB; 0: no limit");
+ABSL_FLAG(int64_t, child_disk_limit_mb, 0, "size of all output files of one operation, in MiB; 0: no limit");
+ABSL_FLAG(
+    std::string, isolation, "best_effort",
+    "serve, work: require (start only if engine processes can be isolated completely), best_effort (warn of what is missing) "
+    "or off");
+ABSL_FLAG(std::string, child_user, "",
+          "serve, work: name or id of the user that engine processes become where the server is root; empty: 65534 (nobody)");
 ABSL_FLAG(double, max_execution_s, 86400, "time of one attempt at an operation, in seconds; caps execution_timeout of calls");
 ABSL_FLAG(double, lease_s, 10, "time after which an operation is taken from a worker that cannot be heard of, in seconds");
 ABSL_FLAG(double, drain_timeout_s, 30, "time that calls and operations get to end after SIGTERM, in seconds");
+ABSL_FLAG(double, housekeeping_interval_s, 60, "serve, work: time between rounds of housekeeping, in seconds");
+ABSL_FLAG(double, workspace_ttl_h, 0, "workspaces in which nothing happened for so many hours are removed; 0: never");
+ABSL_FLAG(double, operation_ttl_h, 720, "operations that ended so many hours ago are forgotten; 0: never");
+ABSL_FLAG(double, upload_ttl_h, 168, "uploads to which nothing came for so many hours are given up; 0: never");
+ABSL_FLAG(double, blob_grace_s, 3600, "contents that nothing refers to are removed after so many seconds");
+ABSL_FLAG(bool, admission, true, "start operations only where memory and disk are expected to suffice");
+ABSL_FLAG(int64_t, min_free_disk_mb, 256, "space on the file system of --data_dir that operations leave free, in MiB");
 ABSL_FLAG(std::string, log_format, "json", "json (one object per line) or text");
 ABSL_FLAG(std::string, target, "localhost:50051", "health: address of the server to ask");
 
@@ -88,6 +102,23 @@ int UsageError(absl::string_view message) {
   return kExitUsage;
 }
 
+absl::Status SetHousekeeping(HousekeepingOptions& options) {
+  options.interval = absl::Seconds(absl::GetFlag(FLAGS_housekeeping_interval_s));
+  options.workspace_ttl = absl::Hours(absl::GetFlag(FLAGS_workspace_ttl_h));
+  options.operation_ttl = absl::Hours(absl::GetFlag(FLAGS_operation_ttl_h));
+  options.upload_ttl = absl::Hours(absl::GetFlag(FLAGS_upload_ttl_h));
+  options.blob_grace = absl::Seconds(absl::GetFlag(FLAGS_blob_grace_s));
+  if (options.interval < absl::Seconds(1)) {
+    return absl::InvalidArgumentError("--housekeeping_interval_s must be 1 or more");
+  }
+  for (const absl::Duration age : {options.workspace_ttl, options.operation_ttl, options.upload_ttl, options.blob_grace}) {
+    if (age < absl::ZeroDuration()) {
+      return absl::InvalidArgumentError("the --..._ttl_h flags and --blob_grace_s must not be negative");
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<DaemonOptions> OptionsFromFlags(absl::string_view role) {
   auto require = [](bool condition, absl::string_view message) {
     return condition ? absl::OkStatus() : absl::InvalidArgumentError(message);
@@ -112,13 +143,22 @@ absl::StatusOr<DaemonOptions> OptionsFromFlags(absl::string_view role) {
   MP_RETURN_IF_ERROR(require(role == "work" || !options.listen.empty(), "--listen must not be empty"));
   MP_RETURN_IF_ERROR(require(options.workers >= (role == "work" ? 1 : 0), "--workers is too small"));
   MP_RETURN_IF_ERROR(require(threads >= 0, "--threads_per_operation must not be negative"));
-  MP_RETURN_IF_ERROR(require(memory_mb >= 0 && cpu_s >= 0 && file_mb >= 0, "the --child_..._limit flags must not be negative"));
+  const int64_t disk_mb = absl::GetFlag(FLAGS_child_disk_limit_mb);
+  MP_ASSIGN_OR_RETURN(options.worker.isolation.mode, ParseIsolationMode(absl::GetFlag(FLAGS_isolation)));
+  MP_ASSIGN_OR_RETURN(options.worker.isolation.user, ResolveChildUser(absl::GetFlag(FLAGS_child_user)));
+  MP_RETURN_IF_ERROR(
+      require(memory_mb >= 0 && cpu_s >= 0 && file_mb >= 0 && disk_mb >= 0, "the --child_..._limit flags must not be negative"));
   MP_RETURN_IF_ERROR(require(options.worker.lease >= absl::Milliseconds(100), "--lease_s must be 0.1 or more"));
   MP_RETURN_IF_ERROR(require(options.worker.max_execution > absl::ZeroDuration(), "--max_execution_s must be positive"));
   MP_RETURN_IF_ERROR(require(options.drain_timeout >= absl::ZeroDuration(), "--drain_timeout_s must not be negative"));
+  MP_RETURN_IF_ERROR(SetHousekeeping(options.housekeeping));
+  const int64_t reserve_mb = absl::GetFlag(FLAGS_min_free_disk_mb);
+  MP_RETURN_IF_ERROR(require(reserve_mb >= 0, "--min_free_disk_mb must not be negative"));
+  options.admission = {.enabled = absl::GetFlag(FLAGS_admission), .min_free_disk_bytes = static_cast<uint64_t>(reserve_mb) << 20};
   options.worker.limits = {.memory_bytes = static_cast<uint64_t>(memory_mb) << 20,
                            .cpu_seconds = static_cast<uint64_t>(cpu_s),
-                           .file_bytes = static_cast<uint64_t>(file_mb) << 20};
+                           .file_bytes = static_cast<uint64_t>(file_mb) << 20,
+                           .disk_bytes = static_cast<uint64_t>(disk_mb) << 20};
   return options;
 }
 

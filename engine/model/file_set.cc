@@ -5,8 +5,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <system_error>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
@@ -27,10 +29,13 @@ InputFile::~InputFile() {
   if (data_ != nullptr) {
     munmap(const_cast<uint8_t*>(data_), size_);
   }
-  close(fd_);
+  if (fd_ >= 0) {
+    close(fd_);
+  }
 }
 
-absl::StatusOr<std::shared_ptr<const InputFile>> InputFile::Open(const std::string& name, const std::string& path) {
+absl::StatusOr<std::shared_ptr<const InputFile>> InputFile::Open(const std::string& name, const std::string& path,
+                                                                 bool keep_descriptor) {
   // O_NONBLOCK: opening a pipe must not wait for its writer.
   int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   if (fd < 0) {
@@ -55,10 +60,20 @@ absl::StatusOr<std::shared_ptr<const InputFile>> InputFile::Open(const std::stri
     file->data_ = static_cast<const uint8_t*>(data);
     file->size_ = info.st_size;
   }
+  if (!keep_descriptor) {
+    close(std::exchange(file->fd_, -1));
+  }
   return file;
 }
 
 absl::Status InputFile::ReadAt(uint64_t offset, absl::Span<uint8_t> out) const {
+  if (fd_ < 0) {
+    if (offset > size_ || size_ - offset < out.size()) {
+      return MakeError(v1::STORAGE_ERROR, "the stored file is shorter than what is to be read of it", {.file = name_});
+    }
+    std::copy_n(data_ + offset, out.size(), out.begin());
+    return absl::OkStatus();
+  }
   while (!out.empty()) {
     ssize_t count = pread(fd_, out.data(), out.size(), static_cast<off_t>(offset));
     if (count < 0 && errno == EINTR) {
@@ -76,6 +91,13 @@ absl::Status InputFile::ReadAt(uint64_t offset, absl::Span<uint8_t> out) const {
   return absl::OkStatus();
 }
 
+absl::Status FileSet::OpenAll(size_t max_descriptors) {
+  for (const auto& [name, path] : paths_) {
+    MP_ASSIGN_OR_RETURN(opened_[name], InputFile::Open(name, path, /*keep_descriptor=*/opened_.size() < max_descriptors));
+  }
+  return absl::OkStatus();
+}
+
 bool FileSet::Contains(absl::string_view name) const { return paths_.contains(std::string(name)); }
 
 absl::StatusOr<std::shared_ptr<const InputFile>> FileSet::Open(absl::string_view name) const {
@@ -83,6 +105,9 @@ absl::StatusOr<std::shared_ptr<const InputFile>> FileSet::Open(absl::string_view
   if (it == paths_.end()) {
     return WithMetadata(MakeError(v1::FILE_NOT_FOUND, "there is no such file; upload it first", {.file = std::string(name)}),
                         "missing", name);
+  }
+  if (auto opened = opened_.find(it->first); opened != opened_.end()) {
+    return opened->second;
   }
   return InputFile::Open(it->first, it->second);
 }

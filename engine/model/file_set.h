@@ -18,14 +18,16 @@ namespace modelpress::engine {
 // neither grows the resident set with file pages nor dies of SIGBUS if the file shrinks.
 class InputFile {
  public:
-  // STORAGE_ERROR if `path` cannot be opened, mapped or is no regular file.
-  static absl::StatusOr<std::shared_ptr<const InputFile>> Open(const std::string& name, const std::string& path);
+  // STORAGE_ERROR if `path` cannot be opened, mapped or is no regular file. Without `keep_descriptor` all reading goes through
+  // the mapping, for callers with more files than a process may have open.
+  static absl::StatusOr<std::shared_ptr<const InputFile>> Open(const std::string& name, const std::string& path,
+                                                               bool keep_descriptor = true);
   ~InputFile();
   InputFile(const InputFile&) = delete;
   InputFile& operator=(const InputFile&) = delete;
 
   const std::string& name() const { return name_; }
-  int fd() const { return fd_; }
+  int fd() const { return fd_; }  // -1: none was kept
   uint64_t size() const { return size_; }
   absl::Span<const uint8_t> mapping() const { return {data_, static_cast<size_t>(size_)}; }
   // Fills `out` from `offset`; STORAGE_ERROR if the file does not hold that many bytes any more.
@@ -44,6 +46,10 @@ class FileSet {
   // `paths`: workspace name -> path on this machine.
   explicit FileSet(std::map<std::string, std::string> paths) : paths_(std::move(paths)) {}
 
+  // Opens every file now, so that Open needs no file system any more; the first `max_descriptors` keep a descriptor.
+  // STORAGE_ERROR.
+  absl::Status OpenAll(size_t max_descriptors);
+
   bool Contains(absl::string_view name) const;
   // FILE_NOT_FOUND if the call was not given that name.
   absl::StatusOr<std::shared_ptr<const InputFile>> Open(absl::string_view name) const;
@@ -52,6 +58,7 @@ class FileSet {
 
  private:
   std::map<std::string, std::string> paths_;
+  std::map<std::string, std::shared_ptr<const InputFile>> opened_;  // by OpenAll
 };
 
 }  // namespace modelpress::engine

@@ -1,8 +1,11 @@
 #include "server/base/posix.h"
 
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -37,6 +40,20 @@ absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, unsigned m
   return UniqueFd(fd);
 }
 
+absl::StatusOr<UniqueFd> OpenFolderBeneath(const UniqueFd& folder, const std::string& name, const std::string& shown) {
+  open_how how = {};
+  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+  int fd = -1;
+  do {  // EAGAIN: something was renamed in between
+    fd = static_cast<int>(syscall(SYS_openat2, folder.get(), name.empty() ? "." : name.c_str(), &how, sizeof(how)));
+  } while (fd < 0 && (errno == EINTR || errno == EAGAIN));
+  if (fd < 0) {
+    return ErrnoError(errno, "open", shown);
+  }
+  return UniqueFd(fd);
+}
+
 absl::StatusOr<UniqueFd> LockFile(const std::string& path) {
   MP_ASSIGN_OR_RETURN(UniqueFd file, OpenFile(path, O_RDWR | O_CREAT, 0640));
   while (flock(file.get(), LOCK_EX) != 0) {
@@ -45,6 +62,14 @@ absl::StatusOr<UniqueFd> LockFile(const std::string& path) {
     }
   }
   return file;
+}
+
+absl::StatusOr<DiskSpace> DiskSpaceOf(const std::string& path) {
+  struct statvfs info;
+  if (statvfs(path.c_str(), &info) != 0) {
+    return ErrnoError(errno, "look at the file system of", path);
+  }
+  return DiskSpace{.size_bytes = uint64_t{info.f_blocks} * info.f_frsize, .free_bytes = uint64_t{info.f_bavail} * info.f_frsize};
 }
 
 absl::Status SyncFolder(const std::string& folder) {

@@ -2,6 +2,7 @@
 #ifndef MODELPRESS_SERVER_BASE_POSIX_H_
 #define MODELPRESS_SERVER_BASE_POSIX_H_
 
+#include <cstdint>
 #include <string>
 #include <utility>
 
@@ -36,8 +37,19 @@ absl::Status ErrnoError(int error, const std::string& action, const std::string&
 // open(2) with O_CLOEXEC added, never interrupted.
 absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, unsigned mode = 0);
 
+// Opens the folder `name` ("a/b", "" for `folder` itself) below the folder open as `folder`, as O_PATH: neither "..", an absolute
+// path nor a symbolic link leads out of it or anywhere else. STORAGE_ERROR. `shown` is the path in errors.
+absl::StatusOr<UniqueFd> OpenFolderBeneath(const UniqueFd& folder, const std::string& name, const std::string& shown);
+
 // Waits until the exclusive flock(2) of the file at `path`, which is made if missing, is held.
 absl::StatusOr<UniqueFd> LockFile(const std::string& path);
+
+// Of the file system that `path` is on.
+struct DiskSpace {
+  uint64_t size_bytes = 0;
+  uint64_t free_bytes = 0;  // to us: without what is reserved for root
+};
+absl::StatusOr<DiskSpace> DiskSpaceOf(const std::string& path);
 
 // Makes the names in `folder` durable.
 absl::Status SyncFolder(const std::string& folder);

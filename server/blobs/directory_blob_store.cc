@@ -1,5 +1,6 @@
 #include "server/blobs/directory_blob_store.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -20,6 +21,7 @@
 namespace modelpress::server {
 namespace {
 
+constexpr int kFanOut = 256;  // folders
 constexpr size_t kReadSize = size_t{1} << 20;
 // So much is written before the kernel is asked to start putting it on the disk: enough for long requests, little enough
 // that hashing what comes next overlaps with it.
@@ -65,11 +67,15 @@ absl::StatusOr<size_t> ReadFully(int fd, const std::string& path, uint64_t offse
 }
 
 // Adds the bytes of a file from its start to its end to `hash`; returns their number.
-absl::StatusOr<uint64_t> HashFile(int fd, const std::string& path, Sha256& hash) {
+// CANCELLED once a stop is requested.
+absl::StatusOr<uint64_t> HashFile(int fd, const std::string& path, Sha256& hash, const std::stop_token& stop = {}) {
   posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
   std::vector<char> buffer(kReadSize);
   uint64_t size = 0;
   while (true) {
+    if (stop.stop_requested()) {
+      return absl::CancelledError(absl::StrCat("hashing ", path, " was stopped"));
+    }
     MP_ASSIGN_OR_RETURN(size_t count, ReadFully(fd, path, size, absl::MakeSpan(buffer)));
     hash.Update(buffer.data(), count);
     size += count;
@@ -86,6 +92,26 @@ void StartWriteBack(int fd, uint64_t offset, uint64_t length) {
 
 absl::Status SyncData(int fd, const std::string& path) {
   return fdatasync(fd) == 0 ? absl::OkStatus() : ErrnoError(errno, "sync", path);
+}
+
+// Visits the regular files in `folder` until `visit` returns false. One that goes meanwhile is left out.
+absl::Status ListFiles(const std::string& folder, absl::FunctionRef<bool(const std::string&, const struct stat&)> visit) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> entries(opendir(folder.c_str()), closedir);
+  if (entries == nullptr) {
+    return ErrnoError(errno, "read", folder);
+  }
+  while (true) {
+    errno = 0;
+    const dirent* entry = readdir(entries.get());
+    if (entry == nullptr) {
+      return errno == 0 ? absl::OkStatus() : ErrnoError(errno, "read", folder);
+    }
+    struct stat info;
+    if (fstatat(dirfd(entries.get()), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(info.st_mode) &&
+        !visit(entry->d_name, info)) {
+      return absl::OkStatus();
+    }
+  }
 }
 
 class Reader final : public BlobReader {
@@ -173,15 +199,20 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
       status = SyncData(file_.get(), path_);
     }
     {
-      MP_ASSIGN_OR_RETURN(UniqueFd lock, store_.LockUploadNames());
+      MP_ASSIGN_OR_RETURN(UniqueFd lock, store_.LockNames());
       MP_RETURN_IF_ERROR(CheckName());
+      // Replacing the content repairs what a disk may have damaged, but would take it from adopted files that are links to it.
+      const bool replace = !store_.IsLinked(expected_.sha256);
       if (status.ok()) {
-        status = store_.Rename(file_, path_, expected_);
+        status = replace ? store_.Rename(file_, AT_FDCWD, path_, expected_) : absl::OkStatus();
       }
-      if (!status.ok()) {
+      if (status.ok()) {
+        status = store_.Touch(expected_.sha256);  // the last byte may have come long ago
+      }
+      if (!status.ok() || !replace) {
         unlink(path_.c_str());
-        return status;
       }
+      MP_RETURN_IF_ERROR(status);
     }
     return SyncFolder(store_.FanOutFolder(expected_.sha256));
   }
@@ -232,7 +263,7 @@ absl::StatusOr<std::unique_ptr<DirectoryBlobStore>> DirectoryBlobStore::OpenFold
     MP_RETURN_IF_ERROR(MakeFolder(folder + name));
   }
   // All of them now, so that no blob has to care whether the name of its folder is durable.
-  for (int i = 0; i < 256; ++i) {
+  for (int i = 0; i < kFanOut; ++i) {
     MP_RETURN_IF_ERROR(MakeFolder(absl::StrFormat("%s/blobs/%02x", folder, i)));
   }
   MP_RETURN_IF_ERROR(SyncFolder(folder + "/blobs"));
@@ -257,7 +288,7 @@ absl::StatusOr<std::string> DirectoryBlobStore::UploadPath(const std::string& up
   return absl::StrCat(folder_, "/uploads/", upload_id);
 }
 
-absl::StatusOr<UniqueFd> DirectoryBlobStore::LockUploadNames() const { return LockFile(folder_ + "/uploads.lock"); }
+absl::StatusOr<UniqueFd> DirectoryBlobStore::LockNames() const { return LockFile(folder_ + "/names.lock"); }
 
 absl::StatusOr<bool> DirectoryBlobStore::Contains(const BlobInfo& blob) {
   MP_RETURN_IF_ERROR(CheckDigest(blob.sha256));
@@ -289,7 +320,7 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> DirectoryBlobStore::OpenWriter(const
   UniqueFd file;
   {
     // Otherwise the last writer might give the file its name as a blob between our open and our flock.
-    MP_ASSIGN_OR_RETURN(UniqueFd lock, LockUploadNames());
+    MP_ASSIGN_OR_RETURN(UniqueFd lock, LockNames());
     MP_ASSIGN_OR_RETURN(file, OpenFile(path, O_RDWR | O_CREAT, 0640));
     if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
       return errno == EWOULDBLOCK ? absl::FailedPreconditionError("another stream sends bytes of this upload at the moment")
@@ -310,49 +341,171 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> DirectoryBlobStore::OpenWriter(const
 
 absl::Status DirectoryBlobStore::DiscardUpload(const std::string& upload_id) {
   MP_ASSIGN_OR_RETURN(std::string path, UploadPath(upload_id));
-  MP_ASSIGN_OR_RETURN(UniqueFd lock, LockUploadNames());
+  MP_ASSIGN_OR_RETURN(UniqueFd lock, LockNames());
   if (unlink(path.c_str()) != 0 && errno != ENOENT) {
     return ErrnoError(errno, "remove", path);
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<BlobInfo> DirectoryBlobStore::Adopt(const std::string& path) {
-  // Neither followed nor waited for: the child may have put a symbolic link or a pipe there.
-  MP_ASSIGN_OR_RETURN(UniqueFd file, OpenFile(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
+absl::StatusOr<BlobInfo> DirectoryBlobStore::Adopt(const std::string& folder, const std::string& name,
+                                                   const std::stop_token& stop) {
+  const std::string path = absl::StrCat(folder, "/", name);
+  const size_t slash = name.rfind('/');
+  const std::string parent_name = slash == std::string::npos ? "" : name.substr(0, slash);
+  const std::string base = slash == std::string::npos ? name : name.substr(slash + 1);
+  MP_ASSIGN_OR_RETURN(const UniqueFd top, OpenFile(folder, O_PATH | O_DIRECTORY));
+  MP_ASSIGN_OR_RETURN(const UniqueFd parent, OpenFolderBeneath(top, parent_name, path));
+  // Neither followed nor waited for: there may be a symbolic link or a pipe.
+  const UniqueFd file(openat(parent.get(), base.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
   struct stat info;
-  if (fstat(file.get(), &info) != 0) {
-    return ErrnoError(errno, "look at", path);
+  if (file.get() < 0 || fstat(file.get(), &info) != 0) {
+    return ErrnoError(errno, "open", path);
   }
-  if (!S_ISREG(info.st_mode)) {
-    return MakeError(v1::STORAGE_ERROR, absl::StrCat(path, " is not a regular file"));
+  if (!S_ISREG(info.st_mode) || info.st_nlink != 1) {
+    return MakeError(v1::STORAGE_ERROR, absl::StrCat(path, " is not a regular file with one name"));
+  }
+  if (info.st_uid != geteuid() && fchown(file.get(), geteuid(), getegid()) != 0) {
+    return ErrnoError(errno, "take over", path);
   }
   StartWriteBack(file.get(), 0, 0);
   Sha256 hash;
   BlobInfo blob;
-  MP_ASSIGN_OR_RETURN(blob.size_bytes, HashFile(file.get(), path, hash));
+  MP_ASSIGN_OR_RETURN(blob.size_bytes, HashFile(file.get(), path, hash, stop));
   blob.sha256 = hash.HexDigest();
-  MP_ASSIGN_OR_RETURN(bool exists, Contains(blob));
-  if (exists) {
-    if (unlink(path.c_str()) != 0) {
-      return ErrnoError(errno, "remove", path);
+  bool synced = false;
+  while (true) {
+    MP_ASSIGN_OR_RETURN(bool exists, Contains(blob));
+    if (!exists && !synced) {
+      MP_RETURN_IF_ERROR(SyncData(file.get(), path));  // takes long; nobody else is to wait for it
+      synced = true;
     }
-  } else {
-    MP_RETURN_IF_ERROR(SyncData(file.get(), path));
-    MP_RETURN_IF_ERROR(Rename(file, path, blob));
+    MP_ASSIGN_OR_RETURN(const UniqueFd lock, LockNames());
+    MP_ASSIGN_OR_RETURN(exists, Contains(blob));
+    if (exists) {
+      MP_RETURN_IF_ERROR(LinkBack(parent.get(), base, blob));
+      MP_RETURN_IF_ERROR(Touch(blob.sha256));
+      break;
+    }
+    if (synced) {
+      MP_RETURN_IF_ERROR(Link(file, parent.get(), base, blob));
+      MP_RETURN_IF_ERROR(Touch(blob.sha256));
+      break;
+    }
+    // It was removed between the two looks.
   }
-  // Also where it exists: whoever made it may not have come to this yet.
+  // Also where it existed: whoever made it may not have come to this yet.
   MP_RETURN_IF_ERROR(SyncFolder(FanOutFolder(blob.sha256)));
   return blob;
 }
 
-absl::Status DirectoryBlobStore::Rename(const UniqueFd& file, const std::string& path, const BlobInfo& blob) {
+absl::StatusOr<bool> DirectoryBlobStore::Keep(const BlobInfo& blob) {
+  MP_RETURN_IF_ERROR(CheckDigest(blob.sha256));
+  MP_ASSIGN_OR_RETURN(const UniqueFd lock, LockNames());
+  MP_ASSIGN_OR_RETURN(const bool exists, Contains(blob));
+  if (exists) {
+    MP_RETURN_IF_ERROR(Touch(blob.sha256));
+  }
+  return exists;
+}
+
+absl::Status DirectoryBlobStore::ForEach(absl::FunctionRef<bool(const StoredBlob&)> visit) {
+  for (int i = 0; i < kFanOut; ++i) {
+    const std::string prefix = absl::StrFormat("%02x", i);
+    bool go_on = true;
+    MP_RETURN_IF_ERROR(ListFiles(absl::StrCat(folder_, "/blobs/", prefix), [&](const std::string& name, const struct stat& info) {
+      std::string sha256 = prefix + name;
+      if (IsSha256Hex(sha256)) {
+        go_on = visit({std::move(sha256), static_cast<uint64_t>(info.st_size), absl::TimeFromTimespec(info.st_mtim)});
+      }
+      return go_on;
+    }));
+    if (!go_on) {
+      break;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<uint64_t>> DirectoryBlobStore::RemoveIfOlder(const std::string& sha256, absl::Time cutoff) {
+  MP_RETURN_IF_ERROR(CheckDigest(sha256));
+  const std::string path = Path(sha256);
+  MP_ASSIGN_OR_RETURN(const UniqueFd lock, LockNames());
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) {
+    if (errno == ENOENT) {
+      return std::nullopt;
+    }
+    return ErrnoError(errno, "look at", path);
+  }
+  if (info.st_nlink > 1 || absl::TimeFromTimespec(info.st_mtim) >= cutoff) {
+    return std::nullopt;
+  }
+  if (unlink(path.c_str()) != 0) {
+    return ErrnoError(errno, "remove", path);
+  }
+  return static_cast<uint64_t>(info.st_size);
+}
+
+absl::Status DirectoryBlobStore::ForEachUpload(absl::FunctionRef<bool(const StoredUpload&)> visit) {
+  return ListFiles(folder_ + "/uploads", [&](const std::string& name, const struct stat& info) {
+    return !UploadPath(name).ok() || visit({name, static_cast<uint64_t>(info.st_size), absl::TimeFromTimespec(info.st_mtim)});
+  });
+}
+
+absl::StatusOr<int64_t> DirectoryBlobStore::RemoveStrays(absl::Time cutoff) {
+  int64_t removed = 0;
+  auto remove_from = [&](const std::string& folder, absl::FunctionRef<bool(const std::string&)> is_ours) {
+    return ListFiles(folder, [&](const std::string& name, const struct stat& info) {
+      if (!is_ours(name) && absl::TimeFromTimespec(info.st_mtim) < cutoff &&
+          unlink(absl::StrCat(folder, "/", name).c_str()) == 0) {
+        ++removed;
+      }
+      return true;
+    });
+  };
+  MP_RETURN_IF_ERROR(remove_from(folder_ + "/uploads", [this](const std::string& name) { return UploadPath(name).ok(); }));
+  for (int i = 0; i < kFanOut; ++i) {
+    const std::string prefix = absl::StrFormat("%02x", i);
+    MP_RETURN_IF_ERROR(remove_from(absl::StrCat(folder_, "/blobs/", prefix),
+                                   [&prefix](const std::string& name) { return IsSha256Hex(prefix + name); }));
+  }
+  return removed;
+}
+
+absl::Status DirectoryBlobStore::Rename(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob) {
   const std::string blob_path = Path(blob.sha256);
-  if (rename(path.c_str(), blob_path.c_str()) != 0) {
-    return ErrnoError(errno, "rename", absl::StrCat(path, " to ", blob_path));
+  if (renameat(parent, name.c_str(), AT_FDCWD, blob_path.c_str()) != 0) {
+    return ErrnoError(errno, "rename", absl::StrCat(name, " to ", blob_path));
   }
   // Not before: an upload that a crash leaves behind must stay writable.
   return fchmod(file.get(), 0440) == 0 ? absl::OkStatus() : ErrnoError(errno, "make read-only", blob_path);
+}
+
+absl::Status DirectoryBlobStore::Link(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob) {
+  const std::string blob_path = Path(blob.sha256);
+  if (linkat(parent, name.c_str(), AT_FDCWD, blob_path.c_str(), 0) != 0) {
+    return Rename(file, parent, name, blob);  // no links here, or damaged content that has to go
+  }
+  return fchmod(file.get(), 0440) == 0 ? absl::OkStatus() : ErrnoError(errno, "make read-only", blob_path);
+}
+
+absl::Status DirectoryBlobStore::LinkBack(int parent, const std::string& name, const BlobInfo& blob) {
+  if (unlinkat(parent, name.c_str(), 0) != 0) {
+    return ErrnoError(errno, "remove", name);
+  }
+  [[maybe_unused]] const int linked = linkat(AT_FDCWD, Path(blob.sha256).c_str(), parent, name.c_str(), 0);
+  return absl::OkStatus();
+}
+
+absl::Status DirectoryBlobStore::Touch(const std::string& sha256) {
+  const std::string path = Path(sha256);
+  return utimensat(AT_FDCWD, path.c_str(), nullptr, 0) == 0 ? absl::OkStatus() : ErrnoError(errno, "touch", path);
+}
+
+bool DirectoryBlobStore::IsLinked(const std::string& sha256) const {
+  struct stat info;
+  return stat(Path(sha256).c_str(), &info) == 0 && info.st_nlink > 1;
 }
 
 }  // namespace modelpress::server

@@ -2,6 +2,8 @@
 #define MODELPRESS_SERVER_BLOBS_DIRECTORY_BLOB_STORE_H_
 
 #include <memory>
+#include <optional>
+#include <stop_token>
 #include <string>
 #include <utility>
 
@@ -14,7 +16,7 @@ namespace modelpress::server {
 //
 //   DIR/blobs/ab/cdef...  the blob with digest abcdef..., mode 0440
 //   DIR/uploads/ID        the bytes so far of upload ID; its writer holds flock(2) on it
-//   DIR/uploads.lock      held for the moment in which a name in uploads/ comes or goes
+//   DIR/names.lock        held for the moment in which a name in uploads/ or blobs/ comes or goes
 //
 // A blob gets its name only after its digest was verified and its bytes were synced. An upload's bytes are not synced before:
 // after a power failure some may be gone or, on some file systems, be zeros; the digest at the end finds that out and the upload
@@ -32,8 +34,14 @@ class DirectoryBlobStore final : public BlobStore {
   absl::StatusOr<uint64_t> CommittedSize(const std::string& upload_id) override;
   // A writer that still holds the upload fails at its Finish.
   absl::Status DiscardUpload(const std::string& upload_id) override;
-  // STORAGE_ERROR, with the file left where it is, if it is not a regular file.
-  absl::StatusOr<BlobInfo> Adopt(const std::string& path) override;
+  // STORAGE_ERROR, with the file left where it is, if it is not a regular file with one name, reached without links. It becomes
+  // the server's own, whoever owned it.
+  absl::StatusOr<BlobInfo> Adopt(const std::string& folder, const std::string& name, const std::stop_token& stop) override;
+  absl::StatusOr<bool> Keep(const BlobInfo& blob) override;
+  absl::Status ForEach(absl::FunctionRef<bool(const StoredBlob&)> visit) override;
+  absl::StatusOr<std::optional<uint64_t>> RemoveIfOlder(const std::string& sha256, absl::Time cutoff) override;
+  absl::Status ForEachUpload(absl::FunctionRef<bool(const StoredUpload&)> visit) override;
+  absl::StatusOr<int64_t> RemoveStrays(absl::Time cutoff) override;
 
  private:
   class Writer;
@@ -41,9 +49,19 @@ class DirectoryBlobStore final : public BlobStore {
   explicit DirectoryBlobStore(std::string folder) : folder_(std::move(folder)) {}
   std::string FanOutFolder(const std::string& sha256) const;
   absl::StatusOr<std::string> UploadPath(const std::string& upload_id) const;
-  absl::StatusOr<UniqueFd> LockUploadNames() const;
-  // Gives the file `path`, open as `file` and synced, its name as a blob. Not durable until the fan-out folder is synced.
-  absl::Status Rename(const UniqueFd& file, const std::string& path, const BlobInfo& blob);
+  absl::StatusOr<UniqueFd> LockNames() const;
+  // All of these under LockNames. None is durable until the fan-out folder is synced.
+  // `name` is that of a file in the folder open as `parent` (or AT_FDCWD).
+  //
+  // Gives the file, open as `file` and synced, its name as a blob, and takes its old one.
+  absl::Status Rename(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob);
+  // Gives it its name as a blob and leaves it the old one, where the file system has links.
+  absl::Status Link(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob);
+  // Makes the name another one of the blob, which is there, where the file system has links.
+  absl::Status LinkBack(int parent, const std::string& name, const BlobInfo& blob);
+  absl::Status Touch(const std::string& sha256);
+  // Whether an adopted file is a link to the blob.
+  bool IsLinked(const std::string& sha256) const;
 
   const std::string folder_;
 };

@@ -11,8 +11,9 @@
 #include "absl/log/log.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "engine/base/status.h"
+#include "grpc/support/time.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
@@ -20,10 +21,12 @@
 #include "grpcpp/server_builder.h"
 #include "server/base/posix.h"
 #include "server/blobs/directory_blob_store.h"
+#include "server/jobs/cost.h"
 #include "server/jobs/sql_job_store.h"
 #include "server/metrics/rpc_interceptor.h"
 #include "server/rpc/limits.h"
 #include "server/sql/schema.h"
+#include "server/worker/isolation.h"
 #include "server/worker/owner.h"
 #include "server/workspaces/sql_workspace_store.h"
 
@@ -33,7 +36,7 @@ namespace {
 constexpr int kBlockingThreads = 8;  // for disk and database; more only queue at the same disk
 
 // For the last answers to leave and for clients to close their connections; those that do not are closed.
-constexpr absl::Duration kConnectionGrace = absl::Milliseconds(300);
+constexpr int kConnectionGraceMs = 300;
 
 // Plugins of gRPC are switched on for the whole process, once, before the first server is built.
 void EnableGrpcPlugins() {
@@ -85,6 +88,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   std::unique_ptr<Daemon> daemon(new Daemon(options));
   MP_RETURN_IF_ERROR(daemon->OpenStores());
   MP_RETURN_IF_ERROR(daemon->StartMetrics());
+  daemon->StartHousekeeping();
   MP_RETURN_IF_ERROR(daemon->StartWorkers());
   MP_RETURN_IF_ERROR(daemon->StartRpc());
   return daemon;
@@ -112,10 +116,27 @@ absl::Status Daemon::StartMetrics() {
   return absl::OkStatus();
 }
 
+void Daemon::StartHousekeeping() {
+  HousekeepingOptions& options = options_.housekeeping;
+  options.data_folder = options_.data_folder;
+  options.rescuer.scratch_folder = options_.worker.scratch_folder;
+  options.rescuer.lease = options_.worker.lease;
+  options.rescuer.retries = options_.worker.retries;
+  housekeeper_ =
+      std::make_unique<Housekeeper>(options, HousekeepingContext{*jobs_, *workspaces_, *blobs_, *events_, counters_, clock_});
+  housekeeper_->Start();
+}
+
 absl::Status Daemon::StartWorkers() {
+  machine_ = std::make_unique<ThisMachine>(options_.data_folder);
+  admission_ = std::make_unique<Admission>(options_.admission, *machine_, counters_);
   MP_ASSIGN_OR_RETURN(options_.worker.owner, ThisOwner());
+  if (options_.workers > 0) {
+    MP_RETURN_IF_ERROR(CheckIsolation(options_.worker.executable, options_.worker.isolation, counters_));
+  }
   for (int i = 0; i < options_.workers; ++i) {
-    workers_.push_back(std::make_unique<Worker>(options_.worker, WorkerContext{*jobs_, *blobs_, *events_, counters_, clock_}));
+    workers_.push_back(
+        std::make_unique<Worker>(options_.worker, WorkerContext{*jobs_, *blobs_, *events_, counters_, clock_, *admission_}));
     workers_.back()->Start();
   }
   return absl::OkStatus();
@@ -128,7 +149,12 @@ absl::Status Daemon::StartRpc() {
   EnableGrpcPlugins();
   executor_ = std::make_unique<Executor>(kBlockingThreads);
   calls_.emplace(*executor_);
-  compression_.emplace(*workspaces_, *jobs_, *events_, operation_ids_, *calls_);
+  CostLimits limits;
+  if (options_.admission.enabled) {
+    MP_ASSIGN_OR_RETURN(const DiskSpace disk, DiskSpaceOf(options_.data_folder));
+    limits = {.memory_bytes = options_.worker.limits.memory_bytes, .disk_bytes = disk.size_bytes};
+  }
+  compression_.emplace(*workspaces_, *jobs_, *events_, operation_ids_, *calls_, limits);
   workspaces_service_.emplace(TransferContext{*workspaces_, *blobs_, *calls_, counters_}, workspace_ids_);
   operations_.emplace(*jobs_, *events_, *calls_);
 
@@ -153,7 +179,7 @@ absl::Status Daemon::StartRpc() {
 }
 
 void Daemon::Stop() {
-  const absl::Time deadline = absl::Now() + options_.drain_timeout;
+  const absl::Duration deadline = clock_.Elapsed() + options_.drain_timeout;
   if (rpc_ != nullptr) {
     rpc_->GetHealthCheckService()->SetServingStatus(false);
   }
@@ -163,15 +189,18 @@ void Daemon::Stop() {
   if (rpc_ != nullptr) {
     calls_->Drain();
     events_->Notify();  // long polls look again and answer
-    calls_->AwaitEnd(deadline);
-    rpc_->Shutdown(absl::ToChronoTime(absl::Now() + kConnectionGrace));
+    calls_->AwaitEnd(deadline - clock_.Elapsed());
+    rpc_->Shutdown(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(kConnectionGraceMs, GPR_TIMESPAN)));
     rpc_.reset();
     executor_.reset();
   }
   for (const auto& worker : workers_) {
-    worker->Stop(std::max(deadline - absl::Now(), absl::ZeroDuration()));
+    worker->Stop(std::max(deadline - clock_.Elapsed(), absl::ZeroDuration()));
   }
   workers_.clear();
+  if (housekeeper_ != nullptr) {
+    housekeeper_->Stop();
+  }
 }
 
 }  // namespace modelpress::server

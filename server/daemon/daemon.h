@@ -16,6 +16,7 @@
 #include "server/base/ids.h"
 #include "server/base/quotas.h"
 #include "server/blobs/blob_store.h"
+#include "server/housekeeping/housekeeper.h"
 #include "server/jobs/job_events.h"
 #include "server/jobs/job_store.h"
 #include "server/metrics/metrics.h"
@@ -24,6 +25,7 @@
 #include "server/rpc/operations_service.h"
 #include "server/rpc/workspaces_service.h"
 #include "server/sql/database.h"
+#include "server/worker/admission.h"
 #include "server/worker/worker.h"
 #include "server/workspaces/workspace_store.h"
 
@@ -38,16 +40,18 @@ struct DaemonOptions {
   int workers = 1;                  // threads that each work on one operation at a time
   absl::Duration drain_timeout = absl::Seconds(30);
   Quotas quotas;
-  WorkerOptions worker;  // scratch_folder and owner are set by the daemon
+  WorkerOptions worker;              // scratch_folder and owner are set by the daemon
+  HousekeepingOptions housekeeping;  // data_folder, rescuer.scratch_folder, .lease and .retries are set by the daemon
+  AdmissionOptions admission;
 };
 
 // True for "localhost", 127.0.0.0/8 and "[::1]" with a port.
 bool IsLoopback(const std::string& address);
 
-// Start order: data folder, stores, events, metrics, workers, gRPC (a caller that gets through finds everything working).
-// Stop order: health says NOT_SERVING; workers claim nothing more; long polls answer; gRPC takes no more calls and those that run
-// get until the drain timeout; running children get until the same moment, then are killed and their jobs go back to the queue;
-// stores close. Each part is destroyed after those that use it: members are declared in start order.
+// Start order: data folder, stores, events, metrics, housekeeping, workers, gRPC (a caller that gets through finds everything
+// working). Stop order: health says NOT_SERVING; workers claim nothing more; long polls answer; gRPC takes no more calls and
+// those that run get until the drain timeout; running children get until the same moment, then are killed and their jobs go back
+// to the queue; stores close. Each part is destroyed after those that use it: members are declared in start order.
 class Daemon {
  public:
   // Fails with a text for the operator: a folder that cannot be written, an address that is in use, plaintext where it is not
@@ -68,6 +72,7 @@ class Daemon {
   explicit Daemon(const DaemonOptions& options);
   absl::Status OpenStores();
   absl::Status StartMetrics();
+  void StartHousekeeping();
   absl::Status StartWorkers();
   absl::Status StartRpc();
 
@@ -82,6 +87,9 @@ class Daemon {
   std::unique_ptr<BlobStore> blobs_;
   std::unique_ptr<JobEvents> events_;
   std::unique_ptr<MetricsServer> metrics_;
+  std::unique_ptr<Housekeeper> housekeeper_;
+  std::unique_ptr<Machine> machine_;
+  std::unique_ptr<Admission> admission_;
   std::vector<std::unique_ptr<Worker>> workers_;
   // Services before the executor: its tasks use them, so it ends first.
   std::optional<Calls> calls_;

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "absl/log/log.h"
-#include "absl/time/clock.h"
+#include "server/base/clock.h"
 
 namespace modelpress::server {
 
@@ -41,7 +41,7 @@ uint64_t JobEvents::Await(uint64_t seen, absl::Duration timeout, std::function<v
   {
     std::lock_guard lock(mutex_);
     ticket = ++last_ticket_;
-    waiters_.emplace(ticket, Waiter{seen, absl::Now() + timeout, std::move(wake)});
+    waiters_.emplace(ticket, Waiter{seen, SteadyNow() + timeout, std::move(wake)});
     work_ = true;
   }
   changed_.notify_one();
@@ -55,7 +55,7 @@ void JobEvents::Wake(uint64_t ticket) {
     if (it == waiters_.end()) {
       return;
     }
-    it->second.deadline = absl::InfinitePast();
+    it->second.deadline = -absl::InfiniteDuration();
     work_ = true;
   }
   changed_.notify_one();
@@ -66,7 +66,7 @@ void JobEvents::Cancel(uint64_t ticket) {
   waiters_.erase(ticket);
 }
 
-void JobEvents::WakeDue(absl::Time now) {
+void JobEvents::WakeDue(absl::Duration now) {
   for (auto it = waiters_.begin(); it != waiters_.end();) {
     if (it->second.seen != generation_ || it->second.deadline <= now) {
       it->second.wake();
@@ -95,7 +95,7 @@ void JobEvents::Loop() {
         ++generation_;
       }
     }
-    WakeDue(absl::Now());
+    WakeDue(SteadyNow());
     auto due = [this] { return stopping_ || work_; };
     if (waiters_.empty()) {
       changed_.wait(lock, due);

@@ -34,6 +34,7 @@ class SqlJobStore final : public JobStore {
   absl::StatusOr<Job> RequestCancel(const std::string& project, const std::string& id) override;
   absl::StatusOr<Job> Get(const std::string& id) override;
   absl::StatusOr<std::optional<Job>> Claim(const Claimant& claimant) override;
+  absl::StatusOr<std::optional<Job>> NextInLine() override;
   absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt,
                                                          const v1::Progress& progress) override;
   absl::StatusOr<v1::OperationMetadata::State> Finish(const std::string& id, int attempt, const Outcome& outcome) override;

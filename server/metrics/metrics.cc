@@ -12,6 +12,7 @@ namespace modelpress::server {
 namespace {
 
 using prometheus::BuildCounter;
+using prometheus::BuildGauge;
 using prometheus::BuildHistogram;
 using prometheus::Histogram;
 
@@ -79,6 +80,10 @@ Metrics::Metrics()
                          .Name("modelpress_child_deaths_total")
                          .Help("Child processes that ended without an answer or were killed")
                          .Register(*registry_)),
+      isolation_(&BuildGauge()
+                      .Name("modelpress_child_isolation")
+                      .Help("Whether engine processes are held by this mechanism (1) or not (0)")
+                      .Register(*registry_)),
       rpc_duration_(&BuildHistogram()
                          .Name("modelpress_rpc_duration_seconds")
                          .Help("Time from the start of a call to its status")
@@ -92,7 +97,45 @@ Metrics::Metrics()
                            .Name("modelpress_download_bytes_total")
                            .Help("Bytes sent by DownloadFile")
                            .Register(*registry_)
-                           .Add({})) {}
+                           .Add({})),
+      admission_waiting_(&BuildGauge()
+                              .Name("modelpress_admission_waiting")
+                              .Help("1 while an operation waits for memory or disk of this process's machine")
+                              .Register(*registry_)
+                              .Add({})),
+      housekeeping_duration_(&BuildHistogram()
+                                  .Name("modelpress_housekeeping_duration_seconds")
+                                  .Help("Time of one round of housekeeping")
+                                  .Register(*registry_)
+                                  .Add({}, OperationSeconds())),
+      gc_removed_blobs_(&BuildCounter()
+                             .Name("modelpress_gc_removed_blobs_total")
+                             .Help("Stored contents that nothing referred to any more, removed by this process")
+                             .Register(*registry_)
+                             .Add({})),
+      gc_freed_bytes_(&BuildCounter()
+                           .Name("modelpress_gc_freed_bytes_total")
+                           .Help("Bytes of the contents removed")
+                           .Register(*registry_)
+                           .Add({})),
+      storage_bytes_(&BuildGauge()
+                          .Name("modelpress_storage_bytes")
+                          .Help("Bytes stored, as of the last round of housekeeping")
+                          .Register(*registry_)),
+      storage_free_bytes_(&BuildGauge()
+                               .Name("modelpress_storage_free_bytes")
+                               .Help("Bytes free on the file system of the data folder, as of the last round of housekeeping")
+                               .Register(*registry_)
+                               .Add({})) {}
+
+void Metrics::BlobRemoved(uint64_t bytes) {
+  gc_removed_blobs_->Increment();
+  gc_freed_bytes_->Increment(static_cast<double>(bytes));
+}
+
+void Metrics::SetStorageBytes(const std::string& kind, uint64_t bytes) {
+  storage_bytes_->Add({{"kind", kind}}).Set(static_cast<double>(bytes));
+}
 
 void Metrics::OperationEnded(const std::string& method, v1::OperationMetadata::State state, absl::Duration duration) {
   operation_duration_->Add({{"method", method}, {"state", v1::OperationMetadata::State_Name(state)}}, OperationSeconds())
@@ -108,6 +151,17 @@ void Metrics::ChildEnded(const std::string& method, uint64_t peak_rss_bytes) {
 }
 
 void Metrics::ChildDied(const std::string& cause) { child_deaths_->Add({{"cause", cause}}).Increment(); }
+
+bool Metrics::SetIsolation(const std::string& mechanism, bool active) {
+  const std::lock_guard lock(isolation_mutex_);
+  const auto [state, is_new] = isolation_states_.try_emplace(mechanism, active);
+  if (!is_new && state->second == active) {
+    return false;
+  }
+  state->second = active;
+  isolation_->Add({{"mechanism", mechanism}}).Set(active ? 1 : 0);
+  return true;
+}
 
 void Metrics::RpcEnded(const std::string& method, const std::string& code, absl::Duration duration) {
   rpc_duration_->Add({{"method", method}, {"code", code}}, RpcSeconds()).Observe(absl::ToDoubleSeconds(duration));

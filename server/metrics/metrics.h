@@ -4,10 +4,13 @@
 
 #include <prometheus/counter.h>
 #include <prometheus/family.h>
+#include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -35,9 +38,19 @@ class Metrics {
   void ChildEnded(const std::string& method, uint64_t peak_rss_bytes);
   // `cause`: "SIGSEGV", "exit 3", "memory limit", ...: a child that ended without an answer, or was killed.
   void ChildDied(const std::string& cause);
+  // Whether engine processes are held by `mechanism` (server/sandbox). True if that is news.
+  bool SetIsolation(const std::string& mechanism, bool active);
   void RpcEnded(const std::string& method, const std::string& code, absl::Duration duration);
   void Uploaded(uint64_t bytes) { upload_bytes_->Increment(static_cast<double>(bytes)); }
   void Downloaded(uint64_t bytes) { download_bytes_->Increment(static_cast<double>(bytes)); }
+
+  // Whether an operation waits for memory or disk as far as this process can tell.
+  void SetAdmissionWaiting(bool waiting) { admission_waiting_->Set(waiting ? 1 : 0); }
+  // Housekeeping: one round, removed content, and what is stored. `kind`: "blobs" or "uploads".
+  void HousekeepingEnded(absl::Duration duration) { housekeeping_duration_->Observe(absl::ToDoubleSeconds(duration)); }
+  void BlobRemoved(uint64_t bytes);
+  void SetStorageBytes(const std::string& kind, uint64_t bytes);
+  void SetStorageFreeBytes(uint64_t bytes) { storage_free_bytes_->Set(static_cast<double>(bytes)); }
 
   const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
 
@@ -50,9 +63,18 @@ class Metrics {
   Family<prometheus::Histogram> queue_wait_;
   Family<prometheus::Histogram> peak_rss_;
   Family<prometheus::Counter> child_deaths_;
+  Family<prometheus::Gauge> isolation_;
+  std::mutex isolation_mutex_;
+  std::map<std::string, bool> isolation_states_;  // what isolation_ shows
   Family<prometheus::Histogram> rpc_duration_;
   prometheus::Counter* upload_bytes_;
   prometheus::Counter* download_bytes_;
+  prometheus::Gauge* admission_waiting_;
+  prometheus::Histogram* housekeeping_duration_;
+  prometheus::Counter* gc_removed_blobs_;
+  prometheus::Counter* gc_freed_bytes_;
+  Family<prometheus::Gauge> storage_bytes_;
+  prometheus::Gauge* storage_free_bytes_;
 };
 
 // Serves `metrics`, and modelpress_operations counted in `jobs` at each scrape, as /metrics over HTTP.

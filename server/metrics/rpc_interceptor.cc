@@ -3,7 +3,8 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "server/base/clock.h"
 
 namespace modelpress::server {
 namespace {
@@ -15,10 +16,10 @@ using grpc::experimental::ServerRpcInfo;
 
 class MetricsInterceptor final : public Interceptor {
  public:
-  MetricsInterceptor(Metrics& metrics, const char* method) : metrics_(metrics), method_(method), start_(absl::Now()) {}
+  MetricsInterceptor(Metrics& metrics, const char* method) : metrics_(metrics), method_(method), start_(SteadyNow()) {}
 
   // A call that was broken off never gets as far as a status.
-  ~MetricsInterceptor() override { metrics_.RpcEnded(method_, code_, absl::Now() - start_); }
+  ~MetricsInterceptor() override { metrics_.RpcEnded(method_, code_, SteadyNow() - start_); }
 
   void Intercept(InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
@@ -30,7 +31,7 @@ class MetricsInterceptor final : public Interceptor {
  private:
   Metrics& metrics_;
   const std::string method_;
-  const absl::Time start_;
+  const absl::Duration start_;  // as SteadyNow()
   std::string code_ = "CANCELLED";
 };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "absl/time/clock.h"
 #include "engine/base/status.h"
 
 namespace modelpress::server {
@@ -33,10 +32,9 @@ void Calls::Drain() {
   draining_ = true;
 }
 
-void Calls::AwaitEnd(absl::Time deadline) {
+void Calls::AwaitEnd(absl::Duration patience) {
   std::unique_lock lock(mutex_);
-  ended_.wait_until(lock, absl::ToChronoTime(std::min(deadline, absl::Now() + absl::Hours(1000))),
-                    [this] { return count_ == 0; });
+  ended_.wait_for(lock, absl::ToChronoMilliseconds(std::min(patience, absl::Hours(1000))), [this] { return count_ == 0; });
 }
 
 }  // namespace modelpress::server

@@ -29,8 +29,8 @@ class Calls {
 
   // Refuses calls from now on.
   void Drain();
-  // Returns when those that run have ended, or at `deadline`.
-  void AwaitEnd(absl::Time deadline);
+  // Returns when those that run have ended, after `patience` at the latest.
+  void AwaitEnd(absl::Duration patience);
 
   // Runs what may block.
   void Run(std::function<void()> task) { executor_.Run(std::move(task)); }

@@ -3,6 +3,7 @@
 #include <map>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
@@ -19,6 +20,9 @@ namespace {
 
 // Files in the folder of a model or of calibration data: few enough to be stored with the job.
 constexpr int kMaxInputFiles = 10'000;
+
+// How often inputs that change while a call is accepted are looked up.
+constexpr int kMaxPins = 3;
 
 absl::Status CheckOptions(const v1::CallOptions& options) {
   MP_RETURN_IF_ERROR(CheckRequestId(options.request_id(), "options.request_id"));
@@ -45,7 +49,8 @@ google::protobuf::Any Pack(const google::protobuf::Message& request) {
 
 // What the result follows from: method and parameters, the contents of the inputs under their names, the engine. Names count,
 // because models and reports hold them.
-std::string CacheKey(const google::protobuf::Message& canonical, const std::string& workspace, const std::vector<v1::File>& inputs) {
+std::string CacheKey(const google::protobuf::Message& canonical, const std::string& workspace,
+                     const std::vector<v1::File>& inputs) {
   const google::protobuf::Any request = Pack(canonical);
   std::string facts;
   auto add = [&facts](absl::string_view fact) { absl::StrAppend(&facts, fact.size(), ":", fact); };
@@ -65,10 +70,23 @@ std::string FolderOf(const std::string& path) {
   return slash == std::string::npos ? "" : path.substr(0, slash);
 }
 
+// Where the bytes of an input file count.
+uint64_t& SizeOf(const std::string& path, const std::vector<Input>& inputs, InputSizes& sizes) {
+  for (const Input& input : inputs) {
+    if (input.path == path) {
+      return input.kind == InputKind::kModel ? sizes.models : sizes.others;
+    }
+    if (input.kind == InputKind::kFileOrFolder && absl::StartsWith(path, input.path + "/")) {
+      return sizes.others;
+    }
+  }
+  return sizes.beside;
+}
+
 }  // namespace
 
-absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const WorkspaceKey& workspace,
-                                                                    const std::vector<Input>& inputs) {
+absl::StatusOr<CompressionService::PinnedInputs> CompressionService::PinInputs(const WorkspaceKey& workspace,
+                                                                               const std::vector<Input>& inputs) {
   std::map<std::string, FileRow> pinned;
   std::vector<std::string> missing;
   std::string first_field;
@@ -107,24 +125,21 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const Worksp
                                   {.field = first_field}),
                         "missing", absl::StrJoin(missing, "\n"));
   }
-  std::vector<v1::File> files;
-  files.reserve(pinned.size());
+  PinnedInputs result;
+  result.files.reserve(pinned.size());
   for (const auto& [path, row] : pinned) {
-    files.push_back(ToProto(workspace.id, row));
+    result.files.push_back(ToProto(workspace.id, row));
+    SizeOf(path, inputs, result.sizes) += row.size_bytes;
   }
-  return files;
+  return result;
 }
 
-absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const Caller& caller,
-                                                                          const google::protobuf::Message& request,
-                                                                          const google::protobuf::Message& canonical,
-                                                                          const std::string& workspace_name,
-                                                                          const v1::CallOptions& options,
-                                                                          const CallFiles& files) {
+absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
+    const Caller& caller, const google::protobuf::Message& request, const google::protobuf::Message& canonical,
+    const std::string& workspace_name, const v1::CallOptions& options, const CallFiles& files) {
   MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(workspace_name, "workspace"));
   MP_RETURN_IF_ERROR(CheckFiles(files));
   MP_RETURN_IF_ERROR(CheckOptions(options));
-  MP_ASSIGN_OR_RETURN(std::vector<v1::File> inputs, PinInputs({caller.project, workspace}, files.inputs));
   Job job;
   job.id = ids_.NewId();
   job.project = caller.project;
@@ -132,21 +147,26 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const 
   job.metadata.set_method(std::string(absl::StripSuffix(request.GetDescriptor()->name(), "Request")));
   job.metadata.set_workspace(workspace_name);
   job.metadata.set_state(v1::OperationMetadata::PENDING);
-  if (!options.no_cache() && !options.validate_only()) {
-    job.cache_key = CacheKey(canonical, workspace, inputs);
-  }
   job.trace_parent = caller.traceparent;
-  for (v1::File& file : inputs) {
-    *job.metadata.add_inputs() = std::move(file);
+  const bool reusable = !options.no_cache() && !options.validate_only();
+  // Nothing holds what was pinned until the job is stored.
+  absl::StatusOr<Job> stored;
+  for (int tries = 0; tries == 0 || (tries < kMaxPins && ReasonOf(stored.status()) == v1::FILE_CHANGED); ++tries) {
+    MP_ASSIGN_OR_RETURN(const PinnedInputs inputs, PinInputs({caller.project, workspace}, files.inputs));
+    MP_RETURN_IF_ERROR(CheckCost(job.metadata.method(), inputs.sizes, limits_));
+    job.cost = EstimateCost(job.metadata.method(), inputs.sizes);
+    job.metadata.mutable_inputs()->Assign(inputs.files.begin(), inputs.files.end());
+    job.cache_key = reusable ? CacheKey(canonical, workspace, inputs.files) : "";
+    if (const size_t size = job.metadata.ByteSizeLong() + job.request.ByteSizeLong(); size > kMaxOperationBytes) {
+      return MakeError(v1::REQUEST_INVALID, absl::StrCat("the request and the names of its ", job.metadata.inputs_size(),
+                                                         " input files have ", size, " bytes; at most ", kMaxOperationBytes,
+                                                         " are allowed: put data into one .npz, a model into a folder of its own"));
+    }
+    stored = jobs_.Create(job, options.request_id());
   }
-  if (const size_t size = job.metadata.ByteSizeLong() + job.request.ByteSizeLong(); size > kMaxOperationBytes) {
-    return MakeError(v1::REQUEST_INVALID, absl::StrCat("the request and the names of its ", job.metadata.inputs_size(),
-                                                       " input files have ", size, " bytes; at most ", kMaxOperationBytes,
-                                                       " are allowed: put data into one .npz, a model into a folder of its own"));
-  }
-  MP_ASSIGN_OR_RETURN(const Job stored, jobs_.Create(job, options.request_id()));
+  MP_RETURN_IF_ERROR(stored.status());
   events_.Notify();
-  return ToOperation(stored);
+  return ToOperation(*stored);
 }
 
 }  // namespace modelpress::server

@@ -10,6 +10,7 @@
 #include "google/protobuf/message.h"
 #include "modelpress/v1/compression.grpc.pb.h"
 #include "server/base/clock.h"
+#include "server/jobs/cost.h"
 #include "server/jobs/job_events.h"
 #include "server/jobs/job_store.h"
 #include "server/rpc/call_files.h"
@@ -24,8 +25,9 @@ namespace modelpress::server {
 class CompressionService final : public v1::Compression::CallbackService {
  public:
   // All must outlive the service.
-  CompressionService(WorkspaceStore& workspaces, JobStore& jobs, JobEvents& events, IdGenerator& ids, Calls& calls)
-      : workspaces_(workspaces), jobs_(jobs), events_(events), ids_(ids), calls_(calls) {}
+  CompressionService(WorkspaceStore& workspaces, JobStore& jobs, JobEvents& events, IdGenerator& ids, Calls& calls,
+                     const CostLimits& limits)
+      : workspaces_(workspaces), jobs_(jobs), events_(events), ids_(ids), calls_(calls), limits_(limits) {}
 
   using Operation = google::longrunning::Operation;
   using Reactor = grpc::ServerUnaryReactor;
@@ -97,7 +99,8 @@ class CompressionService final : public v1::Compression::CallbackService {
     return ServeUnary(context, calls_, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
       Request complete = *request;
       MP_ASSIGN_OR_RETURN(const CallFiles files, FilesOf(complete));
-      MP_ASSIGN_OR_RETURN(*operation, Accept(caller, complete, Canonical(complete), complete.workspace(), complete.options(), files));
+      MP_ASSIGN_OR_RETURN(*operation,
+                          Accept(caller, complete, Canonical(complete), complete.workspace(), complete.options(), files));
       return absl::OkStatus();
     });
   }
@@ -115,13 +118,18 @@ class CompressionService final : public v1::Compression::CallbackService {
   absl::StatusOr<Operation> Accept(const Caller& caller, const google::protobuf::Message& request,
                                    const google::protobuf::Message& canonical, const std::string& workspace_name,
                                    const v1::CallOptions& options, const CallFiles& files);
-  absl::StatusOr<std::vector<v1::File>> PinInputs(const WorkspaceKey& workspace, const std::vector<Input>& inputs);
+  struct PinnedInputs {
+    std::vector<v1::File> files;
+    InputSizes sizes;
+  };
+  absl::StatusOr<PinnedInputs> PinInputs(const WorkspaceKey& workspace, const std::vector<Input>& inputs);
 
   WorkspaceStore& workspaces_;
   JobStore& jobs_;
   JobEvents& events_;
   IdGenerator& ids_;
   Calls& calls_;
+  const CostLimits limits_;  // of one operation
 };
 
 }  // namespace modelpress::server

@@ -3,8 +3,9 @@
 #include <mutex>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "engine/base/status.h"
+#include "server/base/clock.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/limits.h"
 #include "server/rpc/names.h"
@@ -15,7 +16,8 @@ namespace modelpress::server {
 // Looks at the job after every change of the store, on the executor; between looks it holds no thread. Made after Enter.
 class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
  public:
-  WaitReactor(OperationsService& service, Caller caller, std::string id, absl::Time deadline, google::longrunning::Operation* response)
+  WaitReactor(OperationsService& service, Caller caller, std::string id, absl::Duration deadline,
+              google::longrunning::Operation* response)
       : service_(service), caller_(std::move(caller)), id_(std::move(id)), deadline_(deadline), response_(response) {
     service_.calls_.Run([this] { Look(); });
   }
@@ -36,7 +38,7 @@ class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
     const absl::StatusOr<Job> job = service_.jobs_.Find(caller_.project, id_);
     {
       std::lock_guard lock(mutex_);
-      const absl::Duration rest = deadline_ - absl::Now();
+      const absl::Duration rest = deadline_ - SteadyNow();
       if (job.ok() && !job->done() && !cancelled_ && !service_.calls_.draining() && rest > absl::ZeroDuration()) {
         ticket_ = service_.events_.Await(seen, rest, [this] { service_.calls_.Run([this] { Look(); }); });
         return;
@@ -51,7 +53,7 @@ class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
   OperationsService& service_;
   const Caller caller_;
   const std::string id_;
-  const absl::Time deadline_;
+  const absl::Duration deadline_;  // as SteadyNow()
   google::longrunning::Operation* const response_;
   std::mutex mutex_;
   bool cancelled_ = false;
@@ -125,9 +127,9 @@ grpc::ServerUnaryReactor* OperationsService::WaitOperation(grpc::CallbackServerC
     reactor->Finish(ToGrpcStatus(caller.status()));
     return reactor;
   }
-  absl::Time deadline = absl::InfiniteFuture();
+  absl::Duration deadline = absl::InfiniteDuration();
   if (request->has_timeout()) {
-    deadline = absl::Now() + FromProto(request->timeout());
+    deadline = SteadyNow() + FromProto(request->timeout());
   }
   return new WaitReactor(*this, *std::move(caller), *id, deadline, response);
 }

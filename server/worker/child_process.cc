@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <optional>
 #include <sstream>
 #include <utility>
 
@@ -21,6 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "engine/base/status.h"
+#include "server/base/clock.h"
 
 // Sanitizers reserve terabytes of address space that RLIMIT_DATA would count.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -175,39 +177,53 @@ absl::Status ChildProcess::ReadEvents(absl::FunctionRef<void(const RunEvent&)> t
     if (!got) {
       return absl::OkStatus();
     }
+    MP_RETURN_IF_ERROR(LimitEvent(event));
     take(event);
   }
 }
 
 void ChildProcess::ReadLog(absl::FunctionRef<void(absl::string_view)> take_line) {
   log_line_ += ReadSome(log_.get(), log_open_);
+  auto take = [&](absl::string_view line) {
+    if (const std::optional<std::string> shown = log_limiter_.Take(line, absl::UnixEpoch() + SteadyNow()); shown.has_value()) {
+      take_line(*shown);
+    }
+  };
   size_t begin = 0;
   for (size_t end = 0; (end = log_line_.find('\n', begin)) != std::string::npos; begin = end + 1) {
-    take_line(absl::string_view(log_line_).substr(begin, end - begin));
+    take(absl::string_view(log_line_).substr(begin, end - begin));
   }
   log_line_.erase(0, begin);
   if (!log_line_.empty() && (!log_open_ || log_line_.size() > kMaxLogLine)) {
-    take_line(log_line_);
+    take(log_line_);
     log_line_.clear();
+  }
+  if (!log_open_ && log_limiter_.dropped() > 0) {
+    take_line(absl::StrCat(log_limiter_.dropped(), " more lines were dropped: no engine says so much"));
   }
 }
 
-bool ChildProcess::OverMemoryLimit() const {
-  if (memory_limit_ == 0) {
-    return false;
-  }
+uint64_t ChildProcess::SumOfStatus(std::initializer_list<absl::string_view> fields) const {
   std::ifstream file(absl::StrCat("/proc/", pid_, "/status"));
-  uint64_t kib = 0;
+  uint64_t sum = 0;
   for (std::string line; std::getline(file, line);) {
-    if (absl::StartsWith(line, "RssAnon:") || absl::StartsWith(line, "RssShmem:")) {
-      std::istringstream fields(line.substr(line.find(':') + 1));
-      uint64_t value = 0;
-      fields >> value;
-      kib += value;
+    for (const absl::string_view field : fields) {
+      if (absl::StartsWith(line, field)) {
+        std::istringstream text(line.substr(field.size()));
+        uint64_t value = 0;
+        text >> value;
+        sum += value;
+      }
     }
   }
-  return kib * 1024 > memory_limit_;
+  return sum;
 }
+
+bool ChildProcess::OverMemoryLimit() const {
+  return memory_limit_ > 0 && SumOfStatus({"RssAnon:", "RssShmem:"}) * 1024 > memory_limit_;
+}
+
+bool ChildProcess::OverThreadLimit() const { return SumOfStatus({"Threads:"}) > kMaxThreads; }
 
 void ChildProcess::Kill() {
   if (!reaped_) {

@@ -3,6 +3,7 @@
 // Limits are set by the worker with prlimit(2) as soon as the process exists, so that nothing in the child can forget them:
 //   CPU time   RLIMIT_CPU    -> SIGXCPU
 //   file size  RLIMIT_FSIZE  -> SIGXFSZ
+//   disk       no limit of the kernel's: the worker looks (untrusted_folder.h)
 //   memory     RLIMIT_DATA (what the process allocates; mapped model files do not count, which RLIMIT_AS would do although they
 //   cost nothing) ->
 //              an allocation fails and the child exits with kExitOutOfMemory. Shared anonymous memory and libraries that
@@ -14,14 +15,17 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <string>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "server/base/posix.h"
+#include "server/worker/run_limits.h"
 #include "server/worker/run_protocol.h"
 #include "server/worker/run_protocol.pb.h"
 
@@ -32,7 +36,10 @@ struct ChildLimits {
   uint64_t memory_bytes = 0;
   uint64_t cpu_seconds = 0;
   uint64_t file_bytes = 0;
+  uint64_t disk_bytes = 0;  // of all output files; the worker looks at it from time to time
 };
+
+inline constexpr uint64_t kMaxThreads = 4096;  // of a child
 
 // How a process ended.
 struct ChildExit {
@@ -69,11 +76,14 @@ class ChildProcess {
   int output_fd() const { return output_open_ ? output_.get() : -1; }
   int log_fd() const { return log_open_ ? log_.get() : -1; }
   // Reads what is there; both stop at the end of the stream, after which the fd is -1. DATA_LOSS if the child writes no protocol.
+  // Events and lines are limited (run_limits.h).
   absl::Status ReadEvents(absl::FunctionRef<void(const RunEvent&)> take);
   void ReadLog(absl::FunctionRef<void(absl::string_view)> take_line);
 
   // True when more than the memory limit is resident.
   bool OverMemoryLimit() const;
+  // True when it has more threads than any operation needs. RLIMIT_NPROC would count those of its user's other processes.
+  bool OverThreadLimit() const;
   // SIGKILL to the whole group, stopped or not.
   void Kill();
   // Waits until it has ended by itself, but no longer than `timeout`.
@@ -83,6 +93,8 @@ class ChildProcess {
 
  private:
   ChildProcess() = default;
+  // Of the lines of /proc/PID/status that begin with one of `fields`.
+  uint64_t SumOfStatus(std::initializer_list<absl::string_view> fields) const;
 
   pid_t pid_ = -1;
   bool reaped_ = false;
@@ -96,6 +108,7 @@ class ChildProcess {
   std::string unsent_;
   FrameReader frames_;
   std::string log_line_;
+  LogLimiter log_limiter_;
 };
 
 }  // namespace modelpress::server

@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <exception>
 #include <iostream>
@@ -14,9 +15,9 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "engine/base/status.h"
 #include "engine/functions/file_checkpoints.h"
@@ -24,7 +25,11 @@
 #include "engine/runtime/load_check.h"
 #include "google/protobuf/io/zero_copy_stream_impl.h"
 #include "google/protobuf/util/delimited_message_util.h"
+#include "server/base/clock.h"
+#include "server/base/posix.h"
+#include "server/base/sha256.h"
 #include "server/rpc/status.h"
+#include "server/sandbox/sandbox.h"
 #include "server/worker/dispatch.h"
 #include "server/worker/run_protocol.h"
 #include "server/worker/run_protocol.pb.h"
@@ -33,6 +38,7 @@ namespace modelpress::server {
 namespace {
 
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
+constexpr size_t kOwnDescriptors = 256;  // that the engine opens besides its inputs
 
 // Where the worker listens. Libraries may print to stdout, so that descriptor is made another name of stderr and the protocol
 // gets its own.
@@ -62,7 +68,7 @@ class ProgressReporter {
   explicit ProgressReporter(const EventPipe& events) : events_(events) {}
 
   void Report(const std::string& stage, uint64_t done, uint64_t total) {
-    const absl::Time now = absl::Now();
+    const absl::Duration now = SteadyNow();
     if (stage == stage_ && now < next_) {
       return;
     }
@@ -78,17 +84,60 @@ class ProgressReporter {
  private:
   const EventPipe& events_;
   std::string stage_;
-  absl::Time next_ = absl::InfinitePast();
+  absl::Duration next_ = -absl::InfiniteDuration();
 };
 
-RunResult Serve(const RunSpec& spec, const EventPipe& events) {
-  std::map<std::string, std::string> paths;
+// Opens what the operation may use, and then gives up everything else. To be called with one thread, and before anybody looks at
+// the input. `spec` names its folders by `folders` afterwards: what is above them may be out of reach for the user it becomes.
+absl::Status Confine(Sandbox& sandbox, RunSpec& spec, std::vector<UniqueFd>& folders, engine::FileSet& files,
+                     const EventPipe& events) {
+  SandboxOptions options;
+  for (std::string* folder : {spec.mutable_output_dir(), spec.mutable_checkpoint_dir()}) {
+    if (!folder->empty()) {
+      MP_ASSIGN_OR_RETURN(UniqueFd fd, OpenFile(*folder, O_PATH | O_DIRECTORY));
+      *folder = absl::StrCat("/proc/self/fd/", fd.get());
+      options.folders.push_back(fd.get());
+      folders.push_back(std::move(fd));
+    }
+  }
+  rlimit descriptors = {};
+  getrlimit(RLIMIT_NOFILE, &descriptors);
+  descriptors.rlim_cur = descriptors.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &descriptors);
+  MP_RETURN_IF_ERROR(files.OpenAll(std::max<size_t>(descriptors.rlim_max, kOwnDescriptors) - kOwnDescriptors));
+  if (!spec.isolation().enter()) {
+    return absl::OkStatus();
+  }
+  if (spec.isolation().own_user()) {
+    options.user = {spec.isolation().uid(), spec.isolation().gid()};
+  }
+  const std::vector<Mechanism> mechanisms = sandbox.Enter(options);
+  RunEvent event;
+  for (const Mechanism& mechanism : mechanisms) {
+    Isolation::Mechanism& told = *event.mutable_isolation()->add_mechanisms();
+    told.set_name(mechanism.name);
+    told.set_active(mechanism.active);
+    told.set_needed(mechanism.needed);
+    told.set_detail(mechanism.detail);
+  }
+  events.Send(event);
+  if (spec.isolation().require() && LacksMechanism(mechanisms)) {
+    return MakeError(v1::INTERNAL_ERROR, "the server cannot isolate the engine as it is told to; its log says what is missing");
+  }
+  return absl::OkStatus();
+}
+
+RunResult FailedResult(const absl::Status& status) {
+  RunResult failed;
+  *failed.mutable_error() = ToRpcStatus(status);
+  return failed;
+}
+
+RunResult Serve(const RunSpec& spec, const engine::FileSet& files, const EventPipe& events) {
   engine::CallContext context;
   for (const RunSpec::Input& input : spec.inputs()) {
-    paths[input.name()] = input.path();
     context.digests.push_back({input.name(), input.sha256(), input.size_bytes()});
   }
-  const engine::FileSet files(std::move(paths));
   ProgressReporter reporter(events);
   context.files = &files;
   context.output_root = spec.output_dir();
@@ -105,9 +154,7 @@ RunResult Serve(const RunSpec& spec, const EventPipe& events) {
   if (result.ok()) {
     return *std::move(result);
   }
-  RunResult failed;
-  *failed.mutable_error() = ToRpcStatus(result.status());
-  return failed;
+  return FailedResult(result.status());
 }
 
 // Ends the process when the worker's end of stdin closes.
@@ -136,6 +183,8 @@ int RunChild() {
   RaiseFileLimit();
   const EventPipe events;
   engine::InitializeRuntime();
+  Sha256Hex("");  // OpenSSL reads its configuration at its first use
+  Sandbox sandbox;
   RunEvent event;
   event.mutable_ready();
   events.Send(event);
@@ -145,9 +194,16 @@ int RunChild() {
   if (!google::protobuf::util::ParseDelimitedFromZeroCopyStream(&spec, &input, nullptr)) {
     return 0;
   }
+  std::map<std::string, std::string> paths;
+  for (const RunSpec::Input& input : spec.inputs()) {
+    paths[input.name()] = input.path();
+  }
+  engine::FileSet files(std::move(paths));
+  std::vector<UniqueFd> folders;
+  const absl::Status confined = Confine(sandbox, spec, folders, files, events);
   std::thread(ExitWithWorker).detach();
   try {
-    *event.mutable_result() = Serve(spec, events);
+    *event.mutable_result() = confined.ok() ? Serve(spec, files, events) : FailedResult(confined);
   } catch (const std::bad_alloc&) {  // where a library allocates without operator new
     _exit(kExitOutOfMemory);
   }

@@ -8,7 +8,7 @@
 namespace modelpress::server {
 namespace {
 
-constexpr uint32_t kMaxMessage = 64 << 20;
+constexpr uint32_t kMaxMessage = 32 << 20;
 constexpr size_t kMaxVarint32 = 5;
 
 }  // namespace
@@ -28,7 +28,7 @@ absl::StatusOr<bool> FrameReader::Next(google::protobuf::MessageLite& message) {
     return buffer_.size() < kMaxVarint32 ? absl::StatusOr<bool>(false) : absl::DataLossError("a message's length is malformed");
   }
   if (size > kMaxMessage) {
-    return absl::DataLossError("a message is over 64 MiB long");
+    return absl::DataLossError("a message is over 32 MiB long");
   }
   const auto begin = static_cast<size_t>(input.CurrentPosition());
   if (buffer_.size() - begin < size) {

@@ -19,7 +19,7 @@ std::string Frame(const google::protobuf::MessageLite& message);
 class FrameReader {
  public:
   void Append(absl::string_view bytes) { buffer_.append(bytes.data(), bytes.size()); }
-  // True: `message` holds the next one. False: more bytes are needed. DATA_LOSS if the bytes are no message, or one of over 64
+  // True: `message` holds the next one. False: more bytes are needed. DATA_LOSS if the bytes are no message, or one of over 32
   // MiB.
   absl::StatusOr<bool> Next(google::protobuf::MessageLite& message);
 

@@ -6,25 +6,25 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
+#include <cstdint>
+#include <functional>
 #include <future>
-#include <system_error>
+#include <iterator>
+#include <optional>
+#include <stop_token>
 #include <utility>
-#include <vector>
 
 #include "absl/log/log.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "engine/base/status.h"
-#include "google/protobuf/descriptor.h"
-#include "google/protobuf/message.h"
 #include "server/log/log.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/names.h"
 #include "server/rpc/status.h"
-#include "server/worker/owner.h"
+#include "server/sandbox/untrusted_folder.h"
+#include "server/worker/lease_keeper.h"
 #include "server/worker/request.h"
+#include "server/worker/scratch.h"
 
 namespace modelpress::server {
 namespace {
@@ -32,108 +32,18 @@ namespace {
 using State = v1::OperationMetadata;
 
 constexpr absl::Duration kMemoryCheckInterval = absl::Milliseconds(50);
-constexpr absl::Duration kProgressInterval = absl::Milliseconds(250);
+constexpr absl::Duration kDiskCheckInterval = absl::Milliseconds(500);
+constexpr uint64_t kMaxScratchEntries = 200'000;
 constexpr absl::Duration kSpareDelay = absl::Seconds(1);
 constexpr absl::Duration kEndOfDying = absl::Seconds(2);
-constexpr absl::Duration kRescueInterval = absl::Seconds(1);
-
-std::string ScratchName(const std::string& id, int attempt) { return absl::StrCat(id, "-", attempt); }
-
-void RemoveTree(const std::string& path) {
-  std::error_code error;
-  std::filesystem::remove_all(path, error);
-  if (error) {
-    LOG(WARNING) << "cannot remove " << path << ": " << error.message();
-  }
-}
-
-Outcome Failure(State::State state, const absl::Status& status) {
-  Outcome outcome;
-  outcome.state = state;
-  outcome.error = ToRpcStatus(status);
-  return outcome;
-}
-
-Outcome Crashed(int failures, const std::string& cause) {
-  return Failure(State::FAILED, MakeError(v1::ENGINE_CRASHED, absl::StrCat("the engine died without an answer on ", failures,
-                                                                           " attempts, the last time by ", cause,
-                                                                           "; please report it with the input")));
-}
-
-// Requeues or fails a job whose attempt ended without an answer.
-absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& context, const Job& job,
-                            const std::string& cause) {
-  const int failures = job.failures + 1;
-  if (failures < options.max_failures) {
-    return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/true);
-  }
-  return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(failures, cause)).status();
-}
-
-// Requeues a job whose worker or child was killed from outside. That is the machine's failure, not the job's, so it does not
-// count against the job; only one that goes on outliving them is suspected of being the cause.
-absl::Status GiveBackLost(const WorkerOptions& options, const WorkerContext& context, const Job& job, const std::string& cause) {
-  if (job.metadata.attempt() < options.max_attempts) {
-    return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/false);
-  }
-  return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(job.metadata.attempt(), cause)).status();
-}
-
-absl::Status RemoveDeadScratch(const WorkerOptions& options, const WorkerContext& context) {
-  std::vector<std::filesystem::path> folders;
-  std::error_code error;
-  for (auto it = std::filesystem::directory_iterator(options.scratch_folder, error); !error && it != decltype(it)();
-       it.increment(error)) {
-    folders.push_back(it->path());
-  }
-  if (error) {
-    return MakeError(v1::STORAGE_ERROR, absl::StrCat("read ", options.scratch_folder, ": ", error.message()));
-  }
-  if (folders.empty()) {
-    return absl::OkStatus();
-  }
-  // An attempt claims before it makes its folder: a folder seen before this look belongs to a lease seen by it, or to nobody.
-  MP_ASSIGN_OR_RETURN(const std::vector<Job> leased, context.jobs.Leased());
-  for (const std::filesystem::path& folder : folders) {
-    const bool alive = std::ranges::any_of(
-        leased, [&folder](const Job& job) { return folder.filename() == ScratchName(job.id, job.metadata.attempt()); });
-    if (!alive) {
-      RemoveTree(folder.string());
-    }
-  }
-  return absl::OkStatus();
-}
+// Between looks for work where nothing tells of any: memory or disk may have become free.
+constexpr absl::Duration kIdleInterval = absl::Seconds(1);
+// However long there is nothing to do: poll(2) has a clock of its own, which stands still while the machine sleeps.
+constexpr absl::Duration kMaxPoll = absl::Seconds(1);
+constexpr absl::Duration kFirstRetry = absl::Milliseconds(100);
+constexpr absl::Duration kLastRetry = absl::Seconds(5);
 
 }  // namespace
-
-absl::Status Rescuer::Look() {
-  MP_ASSIGN_OR_RETURN(const std::vector<Job> leased, context_.jobs.Leased());
-  const absl::Duration now = context_.clock.Elapsed();
-  std::map<std::string, Seen> seen;
-  for (const Job& job : leased) {
-    Seen last{job.beats, now};
-    if (const auto before = seen_.find(job.id); before != seen_.end() && before->second.beats == job.beats) {
-      last = before->second;
-    }
-    seen.emplace(job.id, last);
-  }
-  seen_ = std::move(seen);
-  for (const Job& job : leased) {
-    const bool expired = now - seen_.at(job.id).since > options_.lease;
-    if (!expired && !IsDeadOwner(job.lease_owner)) {
-      continue;
-    }
-    const absl::Status given_back = GiveBackLost(options_, context_, job, "the loss of its worker");
-    if (absl::IsFailedPrecondition(given_back)) {
-      continue;  // another process was quicker, or the holder lives after all and went on
-    }
-    MP_RETURN_IF_ERROR(given_back);
-    LOG(WARNING) << "operations/" << job.id << ": attempt " << job.metadata.attempt() << " was lost ("
-                 << (expired ? "its lease ran out" : "its worker is dead") << ")";
-    context_.events.Notify();
-  }
-  return RemoveDeadScratch(options_, context_);
-}
 
 // One attempt at one job, from the claim to its end in the store.
 class Worker::Attempt {
@@ -144,32 +54,70 @@ class Worker::Attempt {
         context_(worker.context_),
         job_(job),
         attempt_(job.metadata.attempt()),
-        folder_(absl::StrCat(options_.scratch_folder, "/", ScratchName(job.id, attempt_))),
-        start_(absl::Now()),
-        timeout_(std::min(options_.max_execution, ExecutionTimeout(job.request))) {}
-  ~Attempt() { RemoveTree(folder_); }
+        folder_(AttemptFolder(options_.scratch_folder, job.id, attempt_)),
+        checkpoints_(CheckpointFolder(options_.scratch_folder, job.id)),
+        start_(context_.clock.Elapsed()),
+        timeout_(std::min(options_.max_execution, ExecutionTimeout(job.request))),
+        keeper_(context_.jobs, context_.events, context_.clock, job, options_.lease, options_.store_patience,
+                [&worker] { worker.WriteWake(); }) {}
+  ~Attempt() {
+    adoption_stop_.request_stop();
+    if (adoption_.valid()) {
+      adoption_.wait();  // it uses the folder
+    }
+    RemoveTree(folder_);
+    context_.admission.Ended(job_);
+  }
   Attempt(const Attempt&) = delete;
   Attempt& operator=(const Attempt&) = delete;
 
-  absl::Status Run() {
-    MP_RETURN_IF_ERROR(MakeFolder(folder_));
-    absl::StatusOr<std::unique_ptr<ChildProcess>> child = worker_.TakeChild();
-    if (!child.ok()) {
-      return GiveBackFailed(options_, context_, job_, std::string(child.status().message()));
+  // False if the machine is to blame that there is no answer: the next attempt should not come at once.
+  bool Run() {
+    const std::optional<Ending> ending = Work();
+    if (ending.has_value()) {
+      Store(*ending);
     }
-    child_ = *std::move(child);
-    LOG(INFO) << "attempt " << attempt_ << " of " << job_.metadata.method() << " runs in process " << child_->pid();
-    child_->Send(Spec());
-    child_->Flush();
-    Supervise();
-    const ChildExit exit = EndChild();
-    worker_.PrepareSpare();  // starts while the outputs are taken over
-    return Conclude(exit);
+    return !machine_failed_;
   }
 
  private:
-  // Why the child was killed by us.
-  enum class Verdict { kNone, kCancelled, kTimeout, kMemory, kDrained, kLeaseLost, kGarbage };
+  // Why the attempt was stopped by us.
+  enum class Verdict { kNone, kCancelled, kTimeout, kMemory, kThreads, kDisk, kDiskFull, kDrained, kLeaseLost, kGarbage };
+
+  // Everything up to the end; nullopt if it is another's to say.
+  std::optional<Ending> Work() {
+    for (const std::string& folder : {folder_, checkpoints_}) {
+      absl::Status made = MakeFolder(folder);
+      if (made.ok()) {
+        made = GrantFolder(folder, options_.isolation);
+      }
+      if (!made.ok()) {
+        return Failed(made);
+      }
+    }
+    absl::StatusOr<std::unique_ptr<ChildProcess>> child = worker_.TakeChild();
+    if (!child.ok()) {
+      return AfterFailure(options_.retries, job_, Crashed(job_.failures + 1, std::string(child.status().message())));
+    }
+    child_ = *std::move(child);
+    context_.admission.RunsIn(job_, child_->pid());
+    LOG(INFO) << "attempt " << attempt_ << " of " << job_.metadata.method() << " runs in process " << child_->pid();
+    child_->Send(Spec());
+    child_->Flush();
+    Supervise([this] { return child_->output_fd() < 0 || result_.has_value(); });
+    const ChildExit exit = EndChild();
+    worker_.PrepareSpare();  // starts while the outputs are taken over
+    if (verdict_ == Verdict::kNone && result_.has_value()) {
+      adoption_ = std::async(std::launch::async, [this] {
+        absl::StatusOr<Outcome> outcome = Adopt();
+        adopted_ = true;
+        worker_.WriteWake();
+        return outcome;
+      });
+      Supervise([this] { return adopted_.load(); });
+    }
+    return Conclude(exit);
+  }
 
   RunSpec Spec() const {
     RunSpec spec;
@@ -185,56 +133,38 @@ class Worker::Attempt {
     }
     spec.set_output_dir(folder_);
     spec.set_threads(options_.threads_per_operation);
+    spec.set_checkpoint_dir(checkpoints_);
+    *spec.mutable_isolation() = SpecOf(options_.isolation);
     return spec;
   }
 
-  // Reads what the child says until it ends or a verdict falls.
-  void Supervise() {
+  // Waits until `done`, or a verdict falls. Reads what the child says meanwhile, if there is one.
+  void Supervise(const std::function<bool()>& done) {
     // Not at once: a short operation would share the processors with the start of the next one's process.
-    absl::Time spare_at = start_ + kSpareDelay;
-    absl::Time heartbeat_at = start_ + options_.lease / 3;
-    absl::Time memory_at = options_.limits.memory_bytes > 0 ? start_ : absl::InfiniteFuture();
-    uint64_t seen = context_.events.generation();
-    uint64_t ticket = AwaitChange(seen);
-    CheckState();  // a cancel may have come between the claim and here
-    while (verdict_ == Verdict::kNone && child_->output_fd() >= 0 && !result_.has_value()) {
-      const absl::Time progress_at = progress_new_ ? progress_stored_ + kProgressInterval : absl::InfiniteFuture();
-      const absl::Time next = std::min({heartbeat_at, progress_at, memory_at, spare_at, start_ + timeout_, worker_.KillTime()});
-      pollfd fds[] = {{child_->output_fd(), POLLIN, 0},
-                      {child_->log_fd(), POLLIN, 0},
-                      {child_->has_unsent() ? child_->input_fd() : -1, POLLOUT, 0},
-                      {worker_.wake_.get(), POLLIN, 0}};
-      const absl::Duration rest = std::clamp(next - absl::Now(), absl::ZeroDuration(), absl::Seconds(60));
-      poll(fds, std::size(fds), static_cast<int>(absl::ToInt64Milliseconds(absl::Ceil(rest, absl::Milliseconds(1)))));
-      if (fds[0].revents != 0) {
-        ReadEvents();
+    absl::Duration spare_at = start_ + kSpareDelay;
+    absl::Duration disk_at = context_.clock.Elapsed();
+    absl::Duration memory_at = child_ != nullptr ? start_ : absl::InfiniteDuration();
+    while (true) {
+      if (done()) {
+        return;
       }
-      if (fds[1].revents != 0) {
-        ReadLog();
-      }
-      if (fds[2].revents != 0) {
-        child_->Flush();
-      }
-      if (fds[3].revents != 0) {
-        worker_.WaitForWake(absl::ZeroDuration());
-        context_.events.Cancel(ticket);
-        seen = context_.events.generation();
-        ticket = AwaitChange(seen);
-        CheckState();
-      }
-      const absl::Time now = absl::Now();
-      if (now >= heartbeat_at || now >= progress_at) {
-        Heartbeat();
-        heartbeat_at = now + options_.lease / 3;
-      }
-      if (now >= spare_at) {
-        spare_at = absl::InfiniteFuture();
-        worker_.PrepareSpare();
+      const absl::Duration now = context_.clock.Elapsed();
+      if (now >= disk_at) {
+        disk_at = now + kDiskCheckInterval;
+        if (context_.admission.OutOfDisk()) {
+          Judge(Verdict::kDiskFull);
+        }
+        if (child_ != nullptr && (TakesTooMuch(folder_) || TakesTooMuch(checkpoints_))) {
+          Judge(Verdict::kDisk);
+        }
       }
       if (now >= memory_at) {
         memory_at = now + kMemoryCheckInterval;
         if (child_->OverMemoryLimit()) {
           Judge(Verdict::kMemory);
+        }
+        if (child_->OverThreadLimit()) {
+          Judge(Verdict::kThreads);
         }
       }
       if (now >= start_ + timeout_) {
@@ -243,16 +173,56 @@ class Worker::Attempt {
       if (now >= worker_.KillTime()) {
         Judge(Verdict::kDrained);
       }
+      switch (keeper_.finding()) {
+        case LeaseKeeper::Finding::kHeld:
+          break;
+        case LeaseKeeper::Finding::kCancelling:
+          Judge(Verdict::kCancelled);
+          break;
+        case LeaseKeeper::Finding::kLost:
+          Judge(Verdict::kLeaseLost);
+          break;
+      }
+      if (verdict_ != Verdict::kNone) {
+        return;
+      }
+      if (now >= spare_at) {
+        spare_at = absl::InfiniteDuration();
+        worker_.PrepareSpare();
+      }
+      const absl::Duration next = std::min({disk_at, memory_at, spare_at, start_ + timeout_, worker_.KillTime()});
+      Poll(std::clamp(next - now, absl::ZeroDuration(), kMaxPoll));
     }
-    context_.events.Cancel(ticket);
   }
 
-  uint64_t AwaitChange(uint64_t seen) {
-    return context_.events.Await(seen, absl::InfiniteDuration(), [this] { worker_.WriteWake(); });
+  void Poll(absl::Duration timeout) {
+    pollfd fds[] = {{worker_.wake_.get(), POLLIN, 0},
+                    {child_ != nullptr ? child_->output_fd() : -1, POLLIN, 0},
+                    {child_ != nullptr ? child_->log_fd() : -1, POLLIN, 0},
+                    {child_ != nullptr && child_->has_unsent() ? child_->input_fd() : -1, POLLOUT, 0}};
+    poll(fds, std::size(fds), static_cast<int>(absl::ToInt64Milliseconds(absl::Ceil(timeout, absl::Milliseconds(1)))));
+    if (fds[0].revents != 0) {
+      worker_.WaitForWake(absl::ZeroDuration());
+    }
+    if (fds[1].revents != 0) {
+      ReadEvents();
+    }
+    if (fds[2].revents != 0) {
+      ReadLog();
+    }
+    if (fds[3].revents != 0) {
+      child_->Flush();
+    }
   }
 
+  bool TakesTooMuch(const std::string& folder) const {
+    const uint64_t limit = options_.limits.disk_bytes;
+    return TakesMoreThan(folder, limit > 0 ? limit : UINT64_MAX, kMaxScratchEntries);
+  }
+
+  // The first verdict counts.
   void Judge(Verdict verdict) {
-    if (verdict_ == Verdict::kNone && !result_.has_value()) {
+    if (verdict_ == Verdict::kNone) {
       verdict_ = verdict;
     }
   }
@@ -260,10 +230,11 @@ class Worker::Attempt {
   void ReadEvents() {
     const absl::Status read = child_->ReadEvents([this](const RunEvent& event) {
       if (event.has_progress()) {
-        progress_ = event.progress();
-        progress_new_ = true;
+        keeper_.Report(event.progress());
       } else if (event.has_result()) {
         result_ = event.result();
+      } else if (event.has_isolation() && !std::exchange(isolation_told_, true)) {  // before it saw any input: the truth
+        ReportIsolation(event.isolation(), context_.metrics);
       }
     });
     if (!read.ok()) {
@@ -274,40 +245,6 @@ class Worker::Attempt {
 
   void ReadLog() {
     child_->ReadLog([](absl::string_view line) { LOG(INFO) << "engine: " << line; });
-  }
-
-  // Looks at what others did to the job.
-  void CheckState() {
-    const absl::StatusOr<Job> job = context_.jobs.Get(job_.id);
-    if (!job.ok()) {
-      LOG_IF(ERROR, ReasonOf(job.status()) != v1::OPERATION_NOT_FOUND) << "cannot look at the operation: " << job.status();
-      return;  // the next heartbeat tells
-    }
-    if (job->metadata.attempt() != attempt_ || job->done() || job->metadata.state() == State::PENDING) {
-      Judge(Verdict::kLeaseLost);
-    } else if (job->metadata.state() == State::CANCELLING) {
-      Judge(Verdict::kCancelled);
-    }
-  }
-
-  // Extends the lease. A store that fails is tried again at the next beat: the lease tells how long that may go on.
-  void Heartbeat() {
-    const absl::StatusOr<State::State> state =
-        context_.jobs.Heartbeat(job_.id, attempt_, progress_);
-    progress_stored_ = absl::Now();
-    if (!state.ok()) {
-      LOG(ERROR) << "heartbeat failed: " << state.status();
-      if (absl::IsFailedPrecondition(state.status()) || absl::IsNotFound(state.status())) {
-        Judge(Verdict::kLeaseLost);
-      }
-      return;
-    }
-    if (*state == State::CANCELLING) {
-      Judge(Verdict::kCancelled);
-    }
-    if (std::exchange(progress_new_, false)) {
-      context_.events.Notify();
-    }
   }
 
   ChildExit EndChild() {
@@ -326,35 +263,45 @@ class Worker::Attempt {
     return exit;
   }
 
-  absl::Status Conclude(const ChildExit& exit) {
+  std::optional<Ending> Conclude(const ChildExit& exit) {
     switch (verdict_) {
       case Verdict::kLeaseLost:
         LOG(WARNING) << "attempt " << attempt_ << " was taken from this worker; its work is dropped";
         context_.metrics.ChildDied("lease lost");
-        return absl::OkStatus();
+        return std::nullopt;
       case Verdict::kDrained:
         LOG(INFO) << "the server stops: the operation goes back to the queue";
         context_.metrics.ChildDied("drained");
-        return context_.jobs.Requeue(job_.id, attempt_, /*failed=*/false);
+        return Ending();
       case Verdict::kCancelled:
         context_.metrics.ChildDied("cancelled");
-        return Finish(Failure(State::CANCELLED, MakeError(v1::OPERATION_CANCELLED, "the operation was cancelled on request")));
+        return Final(Failure(State::CANCELLED, MakeError(v1::OPERATION_CANCELLED, "the operation was cancelled on request")));
       case Verdict::kTimeout:
         context_.metrics.ChildDied("timeout");
-        return Finish(Failure(
+        return Final(Failure(
             State::FAILED,
             MakeError(v1::OPERATION_DEADLINE, absl::StrCat("the operation did not end within ", absl::FormatDuration(timeout_),
                                                            "; give a longer execution_timeout"))));
       case Verdict::kMemory:
         return LimitHit("memory limit", absl::StrCat(options_.limits.memory_bytes >> 20, " MiB of memory"));
+      case Verdict::kThreads:
+        return LimitHit("thread limit", absl::StrCat(kMaxThreads, " threads"));
+      case Verdict::kDisk:
+        return LimitHit("disk limit", options_.limits.disk_bytes > 0
+                                          ? absl::StrCat(options_.limits.disk_bytes >> 20, " MiB of disk for its outputs")
+                                          : absl::StrCat(kMaxScratchEntries, " output files"));
+      case Verdict::kDiskFull:
+        context_.metrics.ChildDied("disk full");
+        return Failed(MakeError(v1::STORAGE_FULL, "the server's disk is almost full; free space there and try again"));
       case Verdict::kGarbage:
         context_.metrics.ChildDied("protocol error");
-        return GiveBackFailed(options_, context_, job_, "an answer that cannot be read");
+        return AfterFailure(options_.retries, job_, Crashed(job_.failures + 1, "an answer that cannot be read"));
       case Verdict::kNone:
         break;
     }
-    if (result_.has_value()) {
-      return Finish(Answer());
+    if (adoption_.valid()) {
+      absl::StatusOr<Outcome> outcome = adoption_.get();
+      return outcome.ok() ? Answer(*std::move(outcome)) : Failed(outcome.status());
     }
     if (exit.signal == SIGXCPU) {
       return LimitHit("cpu limit", absl::StrCat(options_.limits.cpu_seconds, " s of CPU time"));
@@ -367,27 +314,42 @@ class Worker::Attempt {
     }
     LOG(ERROR) << "attempt " << attempt_ << ": the child died without an answer: " << exit.Cause();
     context_.metrics.ChildDied(exit.Cause());
-    if (exit.signal == SIGKILL) {  // from outside: an engine that crashes dies of other signals
-      return GiveBackLost(options_, context_, job_, exit.Cause());
+    if (exit.signal == SIGSYS) {  // not tried again: no engine does that by itself, whoever made it do it has had one chance
+      return Final(Failure(State::FAILED,
+                           MakeError(v1::ENGINE_CRASHED,
+                                     "the engine was stopped at a system call that it must not make (SIGSYS): either the input "
+                                     "attacks the server, or it is an error of the server's; please report it with the input")));
     }
-    return GiveBackFailed(options_, context_, job_, exit.Cause());
+    if (exit.signal == SIGKILL) {  // from outside: an engine that crashes dies of other signals
+      return AfterLoss(options_.retries, job_, Crashed(attempt_, exit.Cause()));
+    }
+    return AfterFailure(options_.retries, job_, Crashed(job_.failures + 1, exit.Cause()));
   }
 
-  absl::Status LimitHit(const std::string& cause, const std::string& limit) {
+  static Ending Final(Outcome outcome) { return {.outcome = std::move(outcome)}; }
+
+  Ending LimitHit(const std::string& cause, const std::string& limit) {
     context_.metrics.ChildDied(cause);
-    return Finish(
+    return Final(
         Failure(State::FAILED, MakeError(v1::RESOURCE_LIMIT, absl::StrCat("the operation needs more than the server's limit of ",
                                                                           limit, "; ask its operator for more"))));
   }
 
-  // The outcome that the child's answer stands for; the lease is kept while big outputs are hashed.
-  Outcome Answer() {
-    std::future<absl::StatusOr<Outcome>> future = std::async(std::launch::async, [this] { return Adopt(); });
-    while (future.wait_for(absl::ToChronoNanoseconds(options_.lease / 3)) != std::future_status::ready) {
-      Heartbeat();
+  // `error` is ours, not the engine's.
+  Ending Failed(const absl::Status& error) {
+    LOG(ERROR) << "attempt " << attempt_ << ": " << error;
+    machine_failed_ = IsInfrastructureError(error);
+    return AfterError(options_.retries, job_, error);
+  }
+
+  // The engine's answer, its outputs adopted.
+  Ending Answer(Outcome outcome) {
+    if (outcome.error.has_value()) {
+      if (const absl::Status error = FromRpcStatus(*outcome.error); IsInfrastructureError(error)) {
+        return Failed(error);
+      }
     }
-    absl::StatusOr<Outcome> outcome = future.get();
-    return outcome.ok() ? *std::move(outcome) : Failure(State::FAILED, outcome.status());
+    return Final(std::move(outcome));
   }
 
   absl::StatusOr<Outcome> Adopt() {
@@ -403,7 +365,7 @@ class Worker::Attempt {
     MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(job_.metadata.workspace(), "workspace"));
     for (const RunResult::Output& output : result_->outputs()) {
       MP_RETURN_IF_ERROR(CheckPath(output.name(), ""));
-      MP_ASSIGN_OR_RETURN(const BlobInfo blob, context_.blobs.Adopt(absl::StrCat(folder_, "/", output.name())));
+      MP_ASSIGN_OR_RETURN(const BlobInfo blob, context_.blobs.Adopt(folder_, output.name(), adoption_stop_.get_token()));
       outcome.outputs.push_back({.path = output.name(), .sha256 = blob.sha256, .size_bytes = blob.size_bytes});
     }
     MP_ASSIGN_OR_RETURN(outcome.response, NameOutputs(result_->response(), workspace, outcome.outputs));
@@ -411,12 +373,69 @@ class Worker::Attempt {
     return outcome;
   }
 
-  absl::Status Finish(const Outcome& outcome) {
-    MP_ASSIGN_OR_RETURN(const State::State state, context_.jobs.Finish(job_.id, attempt_, outcome));
-    context_.metrics.OperationEnded(job_.metadata.method(), state, absl::Now() - start_);
-    LOG(INFO) << State::State_Name(state) << " after " << absl::FormatDuration(absl::Now() - start_)
-              << (outcome.error.has_value() ? absl::StrCat(": ", outcome.error->message()) : "");
-    return absl::OkStatus();
+  // Stores the end. While the store fails it is tried again: the lease may still be this attempt's, and if it is not, the store
+  // will say so.
+  void Store(Ending ending) {
+    Backoff backoff(kFirstRetry, kLastRetry);
+    const absl::Duration since = context_.clock.Elapsed();
+    bool told = false;
+    while (true) {
+      const absl::StatusOr<State::State> state = Apply(context_.jobs, job_, ending);
+      if (state.ok()) {
+        return Ended(*state, ending);
+      }
+      if (absl::IsFailedPrecondition(state.status()) || absl::IsNotFound(state.status())) {
+        return LookHowItEnded(ending);
+      }
+      if (!IsStoreTrouble(state.status())) {
+        LOG(ERROR) << "attempt " << attempt_ << " cannot end so: " << state.status();
+        if (!ending.outcome.has_value() || ending.outcome->state == State::FAILED) {
+          return;  // the lease runs out and the next attempt does it all again
+        }
+        ending = Final(Failure(State::FAILED, state.status()));
+        continue;
+      }
+      const absl::Duration now = context_.clock.Elapsed();
+      if (now - since > options_.store_patience || now >= worker_.KillTime()) {
+        LOG(ERROR) << "attempt " << attempt_ << " could not be ended, its work is dropped: " << state.status();
+        return;
+      }
+      LOG_IF(ERROR, !std::exchange(told, true))
+          << "the end of attempt " << attempt_ << " cannot be stored at the moment: " << state.status();
+      worker_.WaitForWake(std::clamp(worker_.KillTime() - now, absl::ZeroDuration(), backoff.Next()));
+      if (!KeepOutputs(ending)) {
+        ending = AfterLoss(options_.retries, job_, Failure(State::FAILED, MakeError(v1::STORAGE_ERROR, "an output was lost")));
+      }
+    }
+  }
+
+  // Outputs wait for their file names: so that they count as new where links do not protect them. False if one is gone.
+  bool KeepOutputs(const Ending& ending) {
+    return !ending.outcome.has_value() || std::ranges::all_of(ending.outcome->outputs, [this](const OutputFile& output) {
+      const absl::StatusOr<bool> kept = context_.blobs.Keep({output.sha256, output.size_bytes});
+      return !kept.ok() || *kept;  // where the disk cannot tell, the store will not work either
+    });
+  }
+
+  // The job is not this attempt's any more: either another's, or its end was stored though we were told otherwise.
+  void LookHowItEnded(const Ending& ending) {
+    const absl::StatusOr<Job> job = context_.jobs.Get(job_.id);
+    if (job.ok() && job->done() && job->metadata.attempt() == attempt_ && ending.outcome.has_value() &&
+        job->metadata.state() == ending.outcome->state) {
+      return Ended(job->metadata.state(), ending);
+    }
+    LOG(WARNING) << "attempt " << attempt_ << " was taken from this worker; its work is dropped";
+  }
+
+  void Ended(State::State state, const Ending& ending) {
+    if (!IsFinal(state)) {
+      return;
+    }
+    RemoveTree(checkpoints_);
+    const absl::Duration duration = context_.clock.Elapsed() - start_;
+    context_.metrics.OperationEnded(job_.metadata.method(), state, duration);
+    LOG(INFO) << State::State_Name(state) << " after " << absl::FormatDuration(duration)
+              << (ending.outcome->error.has_value() ? absl::StrCat(": ", ending.outcome->error->message()) : "");
   }
 
   Worker& worker_;
@@ -425,14 +444,18 @@ class Worker::Attempt {
   const Job& job_;
   const int attempt_;
   const std::string folder_;
-  const absl::Time start_;
+  const std::string checkpoints_;
+  const absl::Duration start_;
   const absl::Duration timeout_;
+  LeaseKeeper keeper_;
   std::unique_ptr<ChildProcess> child_;
-  v1::Progress progress_;
-  bool progress_new_ = false;
-  absl::Time progress_stored_ = absl::InfinitePast();
   std::optional<RunResult> result_;
   Verdict verdict_ = Verdict::kNone;
+  bool isolation_told_ = false;
+  bool machine_failed_ = false;
+  std::stop_source adoption_stop_;
+  std::atomic<bool> adopted_ = false;
+  std::future<absl::StatusOr<Outcome>> adoption_;
 };
 
 Worker::Worker(const WorkerOptions& options, const WorkerContext& context)
@@ -451,7 +474,7 @@ void Worker::StopClaiming() {
 
 void Worker::Stop(absl::Duration patience) {
   StopClaiming();
-  kill_nanos_ = absl::ToUnixNanos(absl::Now() + patience);
+  kill_nanos_ = absl::ToInt64Nanoseconds(context_.clock.Elapsed() + patience);
   WriteWake();
   if (thread_.joinable()) {
     thread_.join();
@@ -466,7 +489,7 @@ void Worker::WriteWake() const {
 
 void Worker::WaitForWake(absl::Duration timeout) {
   pollfd fd = {wake_.get(), POLLIN, 0};
-  if (poll(&fd, 1, static_cast<int>(absl::ToInt64Milliseconds(timeout))) > 0) {
+  if (poll(&fd, 1, static_cast<int>(absl::ToInt64Milliseconds(absl::Ceil(timeout, absl::Milliseconds(1))))) > 0) {
     uint64_t count = 0;
     [[maybe_unused]] const ssize_t got = read(wake_.get(), &count, sizeof(count));
   }
@@ -492,49 +515,55 @@ void Worker::PrepareSpare() {
   spare_ = *std::move(spare);
 }
 
-void Worker::RunJob(const Job& job) {
+bool Worker::RunJob(const Job& job) {
   const ScopedLogFields fields({{"operation", job.id}, {"method", job.metadata.method()}});
   context_.events.Notify();  // RUNNING now
   if (job.metadata.attempt() == 1) {
     context_.metrics.OperationStarted(job.metadata.method(),
                                       FromProto(job.metadata.start_time()) - FromProto(job.metadata.create_time()));
   }
-  const absl::Status status = Attempt(*this, job).Run();
-  if (!status.ok()) {
-    // The lease runs out and the next attempt does it all again; in the meantime the store may recover.
-    LOG(ERROR) << "attempt " << job.metadata.attempt() << " could not be ended: " << status;
-  }
+  const bool fine = Attempt(*this, job).Run();
   context_.events.Notify();
+  return fine;
 }
 
 void Worker::Loop() {
   PrepareSpare();
-  Rescuer rescuer(options_, context_);
-  absl::Time rescue_at = absl::InfinitePast();
+  Backoff backoff(kFirstRetry, kLastRetry);
+  bool failing = false;  // claims, so far as was logged
   while (!stopping_) {
-    if (absl::Now() >= rescue_at) {
-      if (absl::Status rescued = rescuer.Look(); !rescued.ok()) {
-        LOG(ERROR) << "cannot look for lost operations: " << rescued;
-      }
-      rescue_at = absl::Now() + kRescueInterval;
-    }
     const uint64_t seen = context_.events.generation();
-    const absl::StatusOr<std::optional<Job>> job = context_.jobs.Claim({.owner = options_.owner});
-    if (job.ok() && job->has_value()) {
-      RunJob(**job);
-      continue;
-    }
+    const absl::StatusOr<std::optional<Job>> job = context_.admission.Claim(context_.jobs, options_.owner);
     if (!job.ok()) {
-      LOG(ERROR) << "cannot claim: " << job.status();
-      WaitForWake(kRescueInterval);
+      LOG_IF(ERROR, !failing) << "cannot claim operations at the moment: " << job.status();
+      failing = true;
+      Pause(backoff.Next());
       continue;
     }
+    LOG_IF(INFO, failing) << "operations can be claimed again";
+    failing = false;
+    if (job->has_value()) {
+      if (RunJob(**job)) {
+        backoff.Reset();
+      } else {
+        Pause(backoff.Next());
+      }
+      continue;
+    }
+    backoff.Reset();
     PrepareSpare();
     const uint64_t ticket = context_.events.Await(seen, absl::InfiniteDuration(), [this] { WriteWake(); });
-    WaitForWake(kRescueInterval);
+    WaitForWake(kIdleInterval);
     context_.events.Cancel(ticket);
   }
   spare_.reset();
+}
+
+void Worker::Pause(absl::Duration pause) {
+  const absl::Duration end = SteadyNow() + pause;
+  for (absl::Duration rest = pause; !stopping_ && rest > absl::ZeroDuration(); rest = end - SteadyNow()) {
+    WaitForWake(rest);
+  }
 }
 
 }  // namespace modelpress::server

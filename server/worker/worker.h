@@ -4,14 +4,11 @@
 
 #include <atomic>
 #include <cstdint>
-#include <map>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/base/clock.h"
 #include "server/base/posix.h"
@@ -19,7 +16,10 @@
 #include "server/jobs/job_events.h"
 #include "server/jobs/job_store.h"
 #include "server/metrics/metrics.h"
+#include "server/worker/admission.h"
 #include "server/worker/child_process.h"
+#include "server/worker/isolation.h"
+#include "server/worker/retries.h"
 
 namespace modelpress::server {
 
@@ -28,11 +28,15 @@ struct WorkerOptions {
   std::string scratch_folder;                 // exists, on the blob store's file system
   std::string owner;                          // ThisOwner()
   absl::Duration lease = absl::Seconds(10);
+  // How long an attempt goes on without hearing of the store. While a store is down nobody can take the operation, so giving up
+  // with the lease would throw away hours of work for a restart of the database; and whoever was cut off alone and goes on in
+  // vain does no harm, because its attempt is fenced off.
+  absl::Duration store_patience = absl::Minutes(5);
   int threads_per_operation = 1;
   ChildLimits limits;
+  IsolationOptions isolation;
   absl::Duration max_execution = absl::Hours(24);  // of one attempt; caps CallOptions.execution_timeout
-  int max_failures = 3;                            // attempts whose child ends without an answer, then the operation fails
-  int max_attempts = 20;                           // attempts in all, those ended from outside included
+  RetryLimits retries;
 };
 
 // What a worker works with. All must outlive it. Every worker and service of one process shares one set.
@@ -42,33 +46,17 @@ struct WorkerContext {
   JobEvents& events;
   Metrics& metrics;
   const Clock& clock;
-};
-
-// Ends what dead workers left: jobs whose heartbeats stood still for the lease's time, as seen by this object's looks, or whose
-// holder is a dead process of this machine go back to the queue (or fail, after `max_attempts` in all), and scratch folders
-// without a living attempt are removed. Any number may be at work in any processes.
-class Rescuer {
- public:
-  // Both must outlive this.
-  Rescuer(const WorkerOptions& options, const WorkerContext& context) : options_(options), context_(context) {}
-  absl::Status Look();
-
- private:
-  struct Seen {
-    int64_t beats;
-    absl::Duration since;  // Clock::Elapsed of the first look that saw so many
-  };
-
-  const WorkerOptions& options_;
-  const WorkerContext& context_;
-  std::map<std::string, Seen> seen_;  // by id of the job
+  Admission& admission;
 };
 
 // One thread that works on one operation at a time, and keeps a spare child started for the next one.
 //
 // An attempt: claim -> child gets the RunSpec -> its outputs are adopted by the blob store -> Finish links them and stores the
 // outcome. Until Finish nothing is visible; after it nothing is left to do but to remove the scratch folder. Whatever is killed
-// in between, the lease ends and the Rescuer of any process starts the next attempt.
+// in between, the lease ends and the Rescuer (server/housekeeping) of any process starts the next attempt.
+//
+// Cancel, timeout, drain, a lost lease and a full disk end an attempt at any stage: while its child starts and works, while its
+// outputs are hashed. Only when Finish was called it has ended. All times are of Clock::Elapsed.
 class Worker {
  public:
   Worker(const WorkerOptions& options, const WorkerContext& context);
@@ -88,20 +76,26 @@ class Worker {
   class Attempt;
 
   void Loop();
-  void RunJob(const Job& job);
+  // As Attempt::Run.
+  bool RunJob(const Job& job);
+  // Waits, unless the worker is to stop.
+  void Pause(absl::Duration pause);
   // The spare child, or a new one.
   absl::StatusOr<std::unique_ptr<ChildProcess>> TakeChild();
   void PrepareSpare();
   // Blocks until `wake_` is written to or `timeout` has passed.
   void WaitForWake(absl::Duration timeout);
   void WriteWake() const;
-  absl::Time KillTime() const { return kill_nanos_ == INT64_MAX ? absl::InfiniteFuture() : absl::FromUnixNanos(kill_nanos_); }
+  // When a running child is killed, of Clock::Elapsed.
+  absl::Duration KillTime() const {
+    return kill_nanos_ == INT64_MAX ? absl::InfiniteDuration() : absl::Nanoseconds(kill_nanos_.load());
+  }
 
   const WorkerOptions options_;
   const WorkerContext context_;
   UniqueFd wake_;  // eventfd: something changed
   std::atomic<bool> stopping_ = false;
-  std::atomic<int64_t> kill_nanos_ = INT64_MAX;  // Unix time at which a running child is killed
+  std::atomic<int64_t> kill_nanos_ = INT64_MAX;  // KillTime()
   std::unique_ptr<ChildProcess> spare_;          // of the thread
   std::thread thread_;
 };

@@ -252,8 +252,7 @@ absl::Status SqlWorkspaceStore::DeleteFile(const WorkspaceKey& workspace, const 
   });
 }
 
-absl::StatusOr<bool> SqlWorkspaceStore::HasContent(const std::string& project, const std::string& sha256,
-                                                      uint64_t size_bytes) {
+absl::StatusOr<bool> SqlWorkspaceStore::HasContent(const std::string& project, const std::string& sha256, uint64_t size_bytes) {
   bool found = false;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(found, server::HasContent(connection, project, sha256, size_bytes));
@@ -348,15 +347,23 @@ absl::StatusOr<ProjectUsage> SqlWorkspaceStore::Usage(const std::string& project
   return usage;
 }
 
-absl::StatusOr<bool> SqlWorkspaceStore::RemoveUnreferenced(const std::string& sha256,
-                                                              absl::FunctionRef<absl::Status()> remove) {
+absl::StatusOr<bool> SqlWorkspaceStore::RemoveUnreferenced(const std::string& sha256, absl::FunctionRef<absl::Status()> remove) {
   bool removed = false;
-  MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+  bool referenced = false;
+  const auto look = [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(Statement statement,
                         connection.Query("SELECT 1 FROM files WHERE sha256 = ?1 UNION ALL SELECT 1 FROM uploads WHERE sha256 = ?1"
                                          " UNION ALL SELECT 1 FROM job_inputs WHERE sha256 = ?1 LIMIT 1",
                                          {sha256}));
-    MP_ASSIGN_OR_RETURN(const bool referenced, statement.Step());
+    MP_ASSIGN_OR_RETURN(referenced, statement.Step());
+    return absl::OkStatus();
+  };
+  MP_RETURN_IF_ERROR(database_.Read(look));  // takes no lock: most content is referred to
+  if (referenced) {
+    return false;
+  }
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+    MP_RETURN_IF_ERROR(look(connection));
     if (!referenced) {
       MP_RETURN_IF_ERROR(remove());
       removed = true;
@@ -366,16 +373,21 @@ absl::StatusOr<bool> SqlWorkspaceStore::RemoveUnreferenced(const std::string& sh
   return removed;
 }
 
-absl::StatusOr<std::vector<std::string>> SqlWorkspaceStore::DeleteUploadsBefore(absl::Time begun_before) {
+absl::StatusOr<std::vector<std::string>> SqlWorkspaceStore::DeleteUploadsBefore(absl::Time begun_before,
+                                                                                const std::set<std::string>& active) {
   std::vector<std::string> ids;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::vector<UploadRow> rows,
                         ReadRows<UploadRow>(connection,
-                                            "DELETE FROM uploads WHERE create_time < ?1"
-                                            " RETURNING id, project, workspace, path, sha256, size_bytes, verified",
+                                            "SELECT id, project, workspace, path, sha256, size_bytes, verified FROM uploads"
+                                            " WHERE create_time < ?1",
                                             {absl::ToUnixMicros(begun_before)}, ReadUpload));
     ids.reserve(rows.size());
     for (const UploadRow& row : rows) {
+      if (active.contains(row.id)) {
+        continue;
+      }
+      MP_RETURN_IF_ERROR(connection.Execute("DELETE FROM uploads WHERE id = ?1", {row.id}).status());
       MP_RETURN_IF_ERROR(connection
                              .Execute("UPDATE workspaces SET bytes = bytes - ?3 WHERE project = ?1 AND id = ?2",
                                       {row.workspace.project, row.workspace.id, static_cast<int64_t>(row.size_bytes)})

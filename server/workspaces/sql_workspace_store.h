@@ -1,6 +1,7 @@
 #ifndef MODELPRESS_SERVER_WORKSPACES_SQL_WORKSPACE_STORE_H_
 #define MODELPRESS_SERVER_WORKSPACES_SQL_WORKSPACE_STORE_H_
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -11,7 +12,8 @@
 
 namespace modelpress::server {
 
-// Workspaces in a database of OpenDatabase(), the same as that of the jobs. Thread-safe. Every change survives a power failure.
+// Workspaces in a database of OpenDatabase(), the same as that of the jobs. Thread-safe. Every change survives a power failure
+// but SetUploadVerified: without it bytes are sent again at worst.
 class SqlWorkspaceStore final : public WorkspaceStore {
  public:
   // All must outlive the store.
@@ -37,7 +39,8 @@ class SqlWorkspaceStore final : public WorkspaceStore {
   absl::Status DeleteUpload(const WorkspaceKey& workspace, const std::string& id) override;
   absl::StatusOr<ProjectUsage> Usage(const std::string& project) override;
   absl::StatusOr<bool> RemoveUnreferenced(const std::string& sha256, absl::FunctionRef<absl::Status()> remove) override;
-  absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before) override;
+  absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before,
+                                                               const std::set<std::string>& active) override;
   absl::StatusOr<bool> UploadExists(const std::string& id) override;
   absl::StatusOr<std::vector<WorkspaceKey>> DeleteIdleWorkspaces(absl::Time unused_since, int limit) override;
 

@@ -4,6 +4,7 @@
 #define MODELPRESS_SERVER_WORKSPACES_WORKSPACE_STORE_H_
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -100,10 +101,13 @@ class WorkspaceStore {
   // For housekeeping, over all projects. None of them counts as a use of a workspace.
 
   // If no file, no unfinished upload and no input of an unfinished operation has the content: calls `remove` and returns true, or
-  // its error. Nothing comes to refer to the content before `remove` has returned; it must not use the stores.
+  // its error. Nothing comes to refer to the content before `remove` has returned; it must be quick and not use the stores. After
+  // an error that is not that of `remove` the hold on the database may have been lost while it ran: what it did is to be undone.
   virtual absl::StatusOr<bool> RemoveUnreferenced(const std::string& sha256, absl::FunctionRef<absl::Status()> remove) = 0;
-  // Forgets uploads that began before `begun_before` and are unfinished. Returns their ids, for the bytes to be discarded.
-  virtual absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before) = 0;
+  // Forgets uploads that began before `begun_before` and are unfinished, but not those whose id is in `active`: their bytes still
+  // come. Returns the ids of the forgotten, for the bytes to be discarded.
+  virtual absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before,
+                                                                       const std::set<std::string>& active) = 0;
   // Whether there is an unfinished upload with this id, in any workspace.
   virtual absl::StatusOr<bool> UploadExists(const std::string& id) = 0;
   // Deletes up to `limit` workspaces, with all that is in them, that have no unfinished operation and in which since

@@ -8,8 +8,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -228,16 +231,83 @@ TEST_P(BlobStoreConformance, TheSameContentMayComeManyTimesAtOnce) {
 TEST_P(BlobStoreConformance, AdoptsFiles) {
   for (size_t size : {size_t{0}, size_t{5}, size_t{3'000'001}}) {
     std::string bytes = TestBytes(size, 7);
-    for (const char* name : {"/first", "/second"}) {
-      std::string path = harness_->ScratchFolder() + name;
+    for (const char* name : {"first", "second", "a/b/third"}) {
+      const std::filesystem::path path = std::filesystem::path(harness_->ScratchFolder()) / name;
+      std::filesystem::create_directories(path.parent_path());
       WriteTestFile(path, bytes);
-      ASSERT_OK_AND_ASSIGN(BlobInfo info, store_->Adopt(path));
+      ASSERT_OK_AND_ASSIGN(BlobInfo info, store_->Adopt(harness_->ScratchFolder(), name, {}));
       EXPECT_EQ(info.sha256, InfoOf(bytes).sha256);
       EXPECT_EQ(info.size_bytes, size);
-      EXPECT_NE(access(path.c_str(), F_OK), 0);
+      unlink(path.c_str());  // it is still a name of the content
       ExpectHolds(bytes);
     }
   }
+}
+
+TEST_P(BlobStoreConformance, AnAdoptedFileKeepsTheContent) {
+  const std::string path = harness_->ScratchFolder() + "/out";
+  const BlobInfo blob = InfoOf("output");
+  for (int turn = 0; turn < 2; ++turn) {  // content that is new, content that is there
+    WriteTestFile(path, "output");
+    ASSERT_OK(store_->Adopt(harness_->ScratchFolder(), "out", {}));
+    ASSERT_OK_AND_ASSIGN(const std::optional<uint64_t> kept, store_->RemoveIfOlder(blob.sha256, absl::InfiniteFuture()));
+    EXPECT_FALSE(kept.has_value());
+    ASSERT_OK(Upload(*store_, "u1", "output"));  // whose content is there: it does not take the name away
+    EXPECT_EQ(*store_->CommittedSize("u1"), 0);
+    ASSERT_OK_AND_ASSIGN(const std::optional<uint64_t> again, store_->RemoveIfOlder(blob.sha256, absl::InfiniteFuture()));
+    EXPECT_FALSE(again.has_value());
+    ASSERT_EQ(unlink(path.c_str()), 0);
+    ExpectHolds("output");
+  }
+  ASSERT_OK_AND_ASSIGN(const std::optional<uint64_t> removed, store_->RemoveIfOlder(blob.sha256, absl::InfiniteFuture()));
+  EXPECT_EQ(removed, 6);
+  ExpectLacks("output");
+  ASSERT_OK_AND_ASSIGN(const std::optional<uint64_t> gone, store_->RemoveIfOlder(blob.sha256, absl::InfiniteFuture()));
+  EXPECT_FALSE(gone.has_value());
+}
+
+TEST_P(BlobStoreConformance, AdoptingCanBeStopped) {
+  WriteTestFile(harness_->ScratchFolder() + "/out", "output");
+  std::stop_source stop;
+  stop.request_stop();
+  EXPECT_TRUE(absl::IsCancelled(store_->Adopt(harness_->ScratchFolder(), "out", stop.get_token()).status()));
+  ExpectLacks("output");
+}
+
+TEST_P(BlobStoreConformance, WhatIsReliedOnIsNew) {
+  const BlobInfo blob = InfoOf("content");
+  EXPECT_FALSE(*store_->Keep(blob));
+  ASSERT_OK(Upload(*store_, "u1", "content"));
+  auto touch_time = [&] {
+    absl::Time time = absl::InfinitePast();
+    EXPECT_OK(store_->ForEach([&](const BlobStore::StoredBlob& stored) {
+      EXPECT_EQ(stored.sha256, blob.sha256);
+      EXPECT_EQ(stored.size_bytes, blob.size_bytes);
+      time = stored.touch_time;
+      return true;
+    }));
+    return time;
+  };
+  const absl::Time first = touch_time();
+  EXPECT_FALSE(store_->RemoveIfOlder(blob.sha256, first)->has_value());
+  while (touch_time() == first) {  // the file system's clock may be coarse
+    ASSERT_TRUE(*store_->Keep(blob));
+  }
+  EXPECT_FALSE(store_->RemoveIfOlder(blob.sha256, first + absl::Nanoseconds(1))->has_value());
+  EXPECT_TRUE(store_->RemoveIfOlder(blob.sha256, touch_time() + absl::Nanoseconds(1))->has_value());
+}
+
+TEST_P(BlobStoreConformance, UploadsAreListed) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<BlobWriter> writer, store_->OpenWriter("u1", InfoOf("content")));
+  ASSERT_OK(writer->Append(absl::MakeConstSpan("con", 3)));
+  int count = 0;
+  ASSERT_OK(store_->ForEachUpload([&](const BlobStore::StoredUpload& upload) {
+    ++count;
+    EXPECT_EQ(upload.id, "u1");
+    EXPECT_EQ(upload.committed_size, 3);
+    return true;
+  }));
+  EXPECT_EQ(count, 1);
 }
 
 TEST_P(BlobStoreConformance, AdoptsRegularFilesOnly) {
@@ -246,10 +316,16 @@ TEST_P(BlobStoreConformance, AdoptsRegularFilesOnly) {
   ASSERT_EQ(symlink((folder + "/file").c_str(), (folder + "/link").c_str()), 0);
   ASSERT_EQ(mkfifo((folder + "/pipe").c_str(), 0600), 0);
   ASSERT_EQ(mkdir((folder + "/folder").c_str(), 0700), 0);
-  for (const char* name : {"/link", "/pipe", "/folder", "/none"}) {
-    EXPECT_REASON(store_->Adopt(folder + name), STORAGE_ERROR) << name;
+  ASSERT_EQ(symlink(folder.c_str(), (folder + "/folder/up").c_str()), 0);
+  ASSERT_EQ(link((folder + "/file").c_str(), (folder + "/second name").c_str()), 0);
+  for (const char* name : {"link", "pipe", "folder", "none", "folder/up/file", "folder/../file", "..", ".", "", "second name"}) {
+    EXPECT_REASON(store_->Adopt(folder, name, {}), STORAGE_ERROR) << name;
   }
+  EXPECT_REASON(store_->Adopt(folder + "/folder", "../file", {}), STORAGE_ERROR);
+  EXPECT_REASON(store_->Adopt(folder + "/folder", folder + "/file", {}), STORAGE_ERROR);
   ExpectLacks("secret");
+  ASSERT_EQ(unlink((folder + "/second name").c_str()), 0);
+  EXPECT_OK(store_->Adopt(folder, "file", {}));
 }
 
 TEST_P(BlobStoreConformance, NamesThatAreNoneAreRefused) {

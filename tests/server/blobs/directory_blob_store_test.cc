@@ -38,9 +38,8 @@ TEST(DirectoryBlobStoreTest, BlobsAreReadOnlyFilesUnderTheirDigest) {
   TestFolder folder;
   std::unique_ptr<DirectoryBlobStore> store = OpenStore(folder.path());
   ASSERT_OK(Upload(*store, "one"));
-  const std::string adopted = folder.path() + "/x";
-  WriteTestFile(adopted, "two");
-  ASSERT_OK(store->Adopt(adopted));
+  WriteTestFile(folder.path() + "/x", "two");
+  ASSERT_OK(store->Adopt(folder.path(), "x", {}));
   for (const char* bytes : {"one", "two"}) {
     std::string digest = Sha256Hex(bytes);
     std::string path = folder.path() + "/blobs/" + digest.substr(0, 2) + "/" + digest.substr(2);

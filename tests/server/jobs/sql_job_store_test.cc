@@ -1,8 +1,8 @@
 #include "server/jobs/sql_job_store.h"
 
 #include "absl/strings/str_cat.h"
-#include "tests/server/sql/sql_store_harness.h"
 #include "tests/server/jobs/job_store_conformance.h"
+#include "tests/server/sql/sql_store_harness.h"
 
 namespace modelpress::server {
 namespace {

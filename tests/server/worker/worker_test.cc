@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -17,7 +19,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "grpcpp/client_context.h"
+#include "server/worker/isolation.h"
 #include "server/worker/owner.h"
+#include "server/worker/run_protocol.h"
+#include "server/worker/scratch.h"
 #include "tests/server/testing/daemon_fixture.h"
 
 namespace modelpress::server {
@@ -66,6 +71,11 @@ pid_t StopSpare(pid_t parent) {
   return child;
 }
 
+bool IsAlive(pid_t pid) {
+  const std::string stat = ReadFile(absl::StrCat("/proc/", pid, "/stat"));
+  return !stat.empty() && stat.find(") Z ") == std::string::npos;
+}
+
 class WorkerTest : public DaemonFixture {
  protected:
   void StartWithWorker(const DaemonOptions& options) {
@@ -88,6 +98,7 @@ class WorkerTest : public DaemonFixture {
     request.set_modified_onnx_file(model);
     request.set_record_file("record/r.txt");
     request.set_save_path("results/x");
+    request.mutable_options()->set_no_cache(true);
     if (timeout > absl::ZeroDuration()) {
       request.mutable_options()->mutable_execution_timeout()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(timeout)));
     }
@@ -131,6 +142,19 @@ class WorkerTest : public DaemonFixture {
     ASSERT_TRUE(operation.done());
     EXPECT_EQ(ReasonOf(operation.error()), reason) << operation.error().ShortDebugString();
     EXPECT_EQ(MetadataOf(operation).attempt(), attempt);
+  }
+  // Has the worker run `script` in the place of the engine. It gets the spec on stdin, and the attempt's folder as $1.
+  void UseEngine(DaemonOptions& options, const std::string& script) {
+    options.worker.executable = absl::StrCat(folder_, "/engine");
+    std::ofstream(options.worker.executable)
+        << "#!/bin/sh\nhead -c 1 > /dev/null\nset -- " << options.data_folder << "/scratch/*-*\n"
+        << script << "\ncat > /dev/null\n";
+    std::filesystem::permissions(options.worker.executable, std::filesystem::perms::owner_all);
+  }
+  bool ScratchHasAttempts() const {
+    return std::ranges::any_of(std::filesystem::directory_iterator(folder_ + "/data/scratch"), [](const auto& entry) {
+      return !OperationOfCheckpointFolder(entry.path().filename().string()).has_value();
+    });
   }
   bool ScratchIsEmpty() const { return std::filesystem::is_empty(folder_ + "/data/scratch"); }
 };
@@ -211,18 +235,82 @@ TEST_F(WorkerTest, CpuLimitIsTold) {
   ExpectFailed(Submit(), "RESOURCE_LIMIT", 1);
 }
 
+TEST_F(WorkerTest, DiskLimitIsTold) {
+  DaemonOptions options = OneWorker();
+  options.worker.limits.disk_bytes = 16 << 20;
+  UseEngine(options, "dd if=/dev/zero of=$1/big bs=1M count=32 2> /dev/null");
+  StartWithWorker(options);
+  ExpectFailed(Submit(), "RESOURCE_LIMIT", 1);
+  Stop();
+  EXPECT_TRUE(ScratchIsEmpty());
+}
+
+TEST_F(WorkerTest, AForbiddenSystemCallIsToldAndNotTriedAgain) {
+  DaemonOptions options = OneWorker();
+  UseEngine(options, "kill -SYS $$");
+  StartWithWorker(options);
+  const std::string name = Submit();
+  ExpectFailed(name, "ENGINE_CRASHED", 1);
+  EXPECT_NE(Wait(name, 0).error().message().find("SIGSYS"), std::string::npos);
+}
+
+TEST_F(WorkerTest, OutputsBehindALinkAreNotTaken) {
+  RunEvent answer;
+  answer.mutable_result()->add_outputs()->set_name("results/secret");
+  v1::SaveModelResponse response;
+  response.mutable_report()->set_name("results/secret");
+  answer.mutable_result()->mutable_response()->PackFrom(response);
+  std::ofstream(folder_ + "/answer", std::ios::binary) << Frame(answer);
+  std::ofstream(folder_ + "/secret") << "secret";
+  DaemonOptions options = OneWorker();
+  UseEngine(options, absl::StrCat("ln -s ", folder_, " $1/results\ncat ", folder_, "/answer"));
+  StartWithWorker(options);
+  ExpectFailed(Submit(), "STORAGE_ERROR", 3);
+  EXPECT_EQ(ReadFile(folder_ + "/secret"), "secret");
+}
+
+TEST_F(WorkerTest, RunsAnOperationInFullIsolation) {
+  const absl::StatusOr<std::optional<SandboxUser>> user = ResolveChildUser("");
+  ASSERT_TRUE(user.ok());
+  if (LacksMechanism(AvailableMechanisms(*user))) {
+    GTEST_SKIP() << "not to be had here";
+  }
+  DaemonOptions options = OneWorker();
+  options.worker.isolation = {.mode = IsolationMode::kRequire, .user = *user};
+  StartWithWorker(options);
+  ExpectSucceeded(Submit(), 1);
+  PutFile("workspaces/w/files/bad/m.onnx", "no model");
+  ExpectFailed(Submit("bad/m.onnx"), "MODEL_UNREADABLE", 1);
+  Stop();
+  EXPECT_TRUE(ScratchIsEmpty());
+  for (const auto& blob : std::filesystem::recursive_directory_iterator(options.data_folder + "/blobs")) {
+    struct stat info = {};
+    ASSERT_EQ(stat(blob.path().c_str(), &info), 0);
+    EXPECT_EQ(info.st_uid, geteuid()) << blob.path();  // none stays with the child's user
+  }
+}
+
+TEST_F(WorkerTest, StartsOnlyIsolatedWhereThatIsRequired) {
+  DaemonOptions options = OneWorker();
+  options.worker.isolation.mode = IsolationMode::kRequire;
+  options.worker.executable = "/bin/false";
+  EXPECT_FALSE(Daemon::Start(options).ok());
+}
+
 TEST_F(WorkerTest, DrainGivesTheOperationBack) {
   DaemonOptions options = OneWorker();
   options.drain_timeout = absl::Milliseconds(200);
-  options.worker.max_failures = 1;  // a drain is no failure
+  options.worker.retries.max_failures = 1;  // a drain is no failure
   StartWithWorker(options);
   StopSpare(getpid());
   const std::string name = Submit();
   WaitUntilRunning(name);
   Stop();
-  EXPECT_TRUE(ScratchIsEmpty());
+  EXPECT_FALSE(ScratchHasAttempts());  // checkpoints stay for the next one
   Start(options);
   ExpectSucceeded(name, 2);
+  Stop();
+  EXPECT_TRUE(ScratchIsEmpty());
 }
 
 TEST_F(WorkerTest, DrainLetsTheChildEnd) {
@@ -256,8 +344,7 @@ TEST_F(WorkerTest, WorkOfAKilledWorkerGoesOnAtOnce) {
   WaitUntilRunning(name);
   kill(worker, SIGKILL);
   waitpid(worker, nullptr, 0);
-  while (kill(child, 0) == 0 && !ReadFile(absl::StrCat("/proc/", child, "/stat")).empty() &&
-         ReadFile(absl::StrCat("/proc/", child, "/stat")).find(") Z ") == std::string::npos) {
+  while (IsAlive(child)) {
     std::this_thread::yield();  // the kernel kills it with its worker
   }
   Stop();
@@ -266,6 +353,45 @@ TEST_F(WorkerTest, WorkOfAKilledWorkerGoesOnAtOnce) {
   ExpectSucceeded(name, 2);
   Stop();
   EXPECT_TRUE(ScratchIsEmpty());
+}
+
+// Lease fencing between processes: whoever was stopped for longer than its lease finds its work taken, and drops it.
+TEST_F(WorkerTest, AWorkerThatWasStoppedBeyondItsLeaseDropsItsWork) {
+  DaemonOptions options = Options();
+  options.worker.lease = absl::Seconds(1);
+  StartWithWorker(options);
+  std::string program = options.worker.executable;
+  std::string data = absl::StrCat("--data_dir=", options.data_folder);
+  std::string lease = "--lease_s=1";
+  std::string metrics = "--metrics_listen=";
+  std::string role = "work";
+  char* arguments[] = {program.data(), role.data(), data.data(), lease.data(), metrics.data(), nullptr};
+  pid_t worker = 0;
+  ASSERT_EQ(posix_spawn(&worker, program.c_str(), nullptr, nullptr, arguments, environ), 0);
+  const pid_t child = StopSpare(worker);
+  const std::string name = Submit();
+  WaitUntilRunning(name);
+  ASSERT_EQ(kill(worker, SIGSTOP), 0);
+  Stop();
+  options.workers = 1;
+  Start(options);
+  ExpectSucceeded(name, 2);
+  // The late one and its child, which has the answer now, go on.
+  ASSERT_EQ(kill(child, SIGCONT), 0);
+  ASSERT_EQ(kill(worker, SIGCONT), 0);
+  while (IsAlive(child)) {
+    std::this_thread::yield();
+  }
+  ExpectSucceeded(name, 2);
+  // It works on: with the other one gone, the next operation is its.
+  Stop();
+  options.workers = 0;
+  Start(options);
+  ExpectSucceeded(Submit(), 1);
+  EXPECT_EQ(kill(worker, SIGTERM), 0);
+  int status = 0;
+  waitpid(worker, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
 TEST(OwnerTest, ThisProcessLivesAndOthersAreLeftAlone) {

@@ -1,0 +1,88 @@
+#include "server/housekeeping/rescuer.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/log/log.h"
+#include "absl/strings/str_cat.h"
+#include "engine/base/status.h"
+#include "server/worker/owner.h"
+#include "server/worker/scratch.h"
+
+namespace modelpress::server {
+
+Rescuer::Rescuer(RescuerOptions options, JobStore& jobs, JobEvents& events, const Clock& clock)
+    : options_(std::move(options)), jobs_(jobs), events_(events), clock_(clock) {}
+
+absl::StatusOr<int64_t> Rescuer::Look() {
+  MP_ASSIGN_OR_RETURN(const int64_t taken, TakeLost());
+  MP_RETURN_IF_ERROR(RemoveDeadScratch());
+  return taken;
+}
+
+absl::StatusOr<int64_t> Rescuer::TakeLost() {
+  MP_ASSIGN_OR_RETURN(const std::vector<Job> leased, jobs_.Leased());
+  const absl::Duration now = clock_.Elapsed();
+  const absl::Duration watched = std::min(now - looked_at_.value_or(now), 2 * options_.interval);
+  looked_at_ = now;
+  std::map<std::string, Seen> seen;
+  for (const Job& job : leased) {
+    const auto before = seen_.find(job.id);
+    const bool still = before != seen_.end() && before->second.beats == job.beats;
+    seen.emplace(job.id, Seen{job.beats, still ? before->second.still + watched : absl::ZeroDuration()});
+  }
+  seen_ = std::move(seen);
+  int64_t taken = 0;
+  for (const Job& job : leased) {
+    const bool expired = seen_.at(job.id).still > options_.lease;
+    if (!expired && !IsDeadOwner(job.lease_owner)) {
+      continue;
+    }
+    const Ending ending = AfterLoss(options_.retries, job, Crashed(job.metadata.attempt(), "the loss of its worker"));
+    const absl::Status given_back = Apply(jobs_, job, ending).status();
+    if (absl::IsFailedPrecondition(given_back) || absl::IsNotFound(given_back)) {
+      continue;  // another process was quicker, or the holder lives after all and ended it
+    }
+    MP_RETURN_IF_ERROR(given_back);
+    ++taken;
+    LOG(WARNING) << "operations/" << job.id << ": attempt " << job.metadata.attempt() << " was lost ("
+                 << (expired ? "its lease ran out" : "its worker is dead") << ")";
+    events_.Notify();
+  }
+  return taken;
+}
+
+absl::Status Rescuer::RemoveDeadScratch() {
+  std::vector<std::filesystem::path> folders;
+  std::error_code error;
+  for (auto it = std::filesystem::directory_iterator(options_.scratch_folder, error); !error && it != decltype(it)();
+       it.increment(error)) {
+    if (!OperationOfCheckpointFolder(it->path().filename().string()).has_value()) {
+      folders.push_back(it->path());
+    }
+  }
+  if (error) {
+    return MakeError(v1::STORAGE_ERROR, absl::StrCat("read ", options_.scratch_folder, ": ", error.message()));
+  }
+  if (folders.empty()) {
+    return absl::OkStatus();
+  }
+  // An attempt claims before it makes its folder: a folder seen before this look belongs to a lease seen by it, or to nobody.
+  MP_ASSIGN_OR_RETURN(const std::vector<Job> leased, jobs_.Leased());
+  std::set<std::filesystem::path> alive;
+  for (const Job& job : leased) {
+    alive.insert(AttemptFolder(options_.scratch_folder, job.id, job.metadata.attempt()));
+  }
+  for (const std::filesystem::path& folder : folders) {
+    if (!alive.contains(folder)) {
+      RemoveTree(folder.string());
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace modelpress::server
