@@ -156,6 +156,9 @@ class Worker::Attempt {
     child_->Flush();
     Supervise();
     const ChildExit exit = EndChild();
+    if (verdict_ == Verdict::kNone && OverDiskLimit()) {
+      verdict_ = Verdict::kDisk;  // whatever it answered
+    }
     worker_.PrepareSpare();  // starts while the outputs are taken over
     return Conclude(exit);
   }
@@ -238,7 +241,9 @@ class Worker::Attempt {
       }
       if (now >= disk_at) {
         disk_at = now + kDiskCheckInterval;
-        CheckDisk();
+        if (OverDiskLimit()) {
+          Judge(Verdict::kDisk);
+        }
       }
       if (now >= start_ + timeout_) {
         Judge(Verdict::kTimeout);
@@ -277,11 +282,9 @@ class Worker::Attempt {
     }
   }
 
-  void CheckDisk() {
+  bool OverDiskLimit() const {
     const uint64_t limit = options_.limits.disk_bytes;
-    if (TakesMoreThan(folder_, limit > 0 ? limit : UINT64_MAX, kMaxScratchEntries)) {
-      Judge(Verdict::kDisk);
-    }
+    return TakesMoreThan(folder_, limit > 0 ? limit : UINT64_MAX, kMaxScratchEntries);
   }
 
   void ReadLog() {
