@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -132,8 +131,8 @@ absl::Status RemoveFolder(const std::string& folder) {
       return failed("remove");
     }
     // Its owner may have made it inaccessible, even to itself. It is no link: unlinkat would have removed that.
-    FolderStream inner;
-    if (fchmodat(top_fd, entry.c_str(), 0700, 0) != 0 || (inner = OpenStream(top_fd, entry.c_str())) == nullptr) {
+    const FolderStream inner = fchmodat(top_fd, entry.c_str(), 0700, 0) == 0 ? OpenStream(top_fd, entry.c_str()) : nullptr;
+    if (inner == nullptr) {
       return failed("open");
     }
     const int inner_fd = dirfd(inner.get());

@@ -140,7 +140,8 @@ absl::Status CheckIsolation(const std::string& executable, const IsolationOption
   const absl::Duration deadline = SteadyNow() + kSelfTestTimeout;
   while (!isolation.has_value() && child->output_fd() >= 0 && SteadyNow() < deadline) {
     pollfd output = {child->output_fd(), POLLIN, 0};
-    if (poll(&output, 1, static_cast<int>(absl::ToInt64Milliseconds(deadline - SteadyNow()))) > 0) {
+    const absl::Duration rest = std::max(deadline - SteadyNow(), absl::ZeroDuration());
+    if (poll(&output, 1, static_cast<int>(absl::ToInt64Milliseconds(rest))) > 0) {
       MP_RETURN_IF_ERROR(child->ReadEvents([&isolation](const RunEvent& event) {
         if (event.has_isolation()) {
           isolation = event.isolation();

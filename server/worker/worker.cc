@@ -106,6 +106,9 @@ class Worker::Attempt {
     child_->Flush();
     Supervise([this] { return child_->output_fd() < 0 || result_.has_value(); });
     const ChildExit exit = EndChild();
+    if (TakesTooMuch(folder_)) {
+      Judge(Verdict::kDisk);  // whatever it answered
+    }
     worker_.PrepareSpare();  // starts while the outputs are taken over
     if (verdict_ == Verdict::kNone && result_.has_value()) {
       adoption_ = std::async(std::launch::async, [this] {
