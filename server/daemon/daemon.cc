@@ -84,7 +84,8 @@ absl::Status Daemon::OpenStores() {
   MP_RETURN_IF_ERROR(MakeWritable(options_.data_folder));
   options_.worker.scratch_folder = options_.data_folder + "/scratch";
   MP_RETURN_IF_ERROR(MakeWritable(options_.worker.scratch_folder));
-  MP_ASSIGN_OR_RETURN(database_, OpenDatabase(options_.database.empty() ? options_.data_folder + "/modelpress.db" : options_.database));
+  MP_ASSIGN_OR_RETURN(database_,
+                      OpenDatabase(options_.database.empty() ? options_.data_folder + "/modelpress.db" : options_.database));
   jobs_ = std::make_unique<SqlJobStore>(*database_, clock_, options_.quotas);
   workspaces_ = std::make_unique<SqlWorkspaceStore>(*database_, clock_, options_.quotas);
   MP_ASSIGN_OR_RETURN(blobs_, DirectoryBlobStore::OpenFolder(options_.data_folder));

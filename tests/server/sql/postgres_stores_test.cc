@@ -60,9 +60,9 @@ class HintsOnly final : public Database {
 TEST(PostgresJobEventsTest, AChangeByAnotherProcessWakesWithoutAPoll) {
   const TestPostgresDatabase server;
   FakeClock clock;
+  const Quotas quotas;
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Database> database, OpenDatabase(server.url()));
   HintsOnly hints_only(*database);
-  const Quotas quotas;
   SqlJobStore jobs(hints_only, clock, quotas);
   std::unique_ptr<SqlStoreHandle> other = SqlStoreHandle::Open(server.url(), clock, quotas);
   ASSERT_NE(other, nullptr);
