@@ -19,14 +19,17 @@ class Clock {
   virtual absl::Duration Elapsed() const = 0;
 };
 
+// Clock::Elapsed() of the machine, for waits that nobody injects a clock into.
+inline absl::Duration SteadyNow() {
+  timespec time = {};
+  clock_gettime(CLOCK_BOOTTIME, &time);
+  return absl::DurationFromTimespec(time);
+}
+
 class SystemClock final : public Clock {
  public:
   absl::Time Now() const override { return absl::Now(); }
-  absl::Duration Elapsed() const override {
-    timespec time = {};
-    clock_gettime(CLOCK_BOOTTIME, &time);
-    return absl::DurationFromTimespec(time);
-  }
+  absl::Duration Elapsed() const override { return SteadyNow(); }
 };
 
 class IdGenerator {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "absl/log/log.h"
-#include "absl/time/clock.h"
+#include "server/base/clock.h"
 
 namespace modelpress::server {
 
@@ -41,7 +41,7 @@ uint64_t JobEvents::Await(uint64_t seen, absl::Duration timeout, std::function<v
   {
     std::lock_guard lock(mutex_);
     ticket = ++last_ticket_;
-    waiters_.emplace(ticket, Waiter{seen, absl::Now() + timeout, std::move(wake)});
+    waiters_.emplace(ticket, Waiter{seen, SteadyNow() + timeout, std::move(wake)});
     work_ = true;
   }
   changed_.notify_one();
@@ -55,7 +55,7 @@ void JobEvents::Wake(uint64_t ticket) {
     if (it == waiters_.end()) {
       return;
     }
-    it->second.deadline = absl::InfinitePast();
+    it->second.deadline = -absl::InfiniteDuration();
     work_ = true;
   }
   changed_.notify_one();
@@ -66,7 +66,7 @@ void JobEvents::Cancel(uint64_t ticket) {
   waiters_.erase(ticket);
 }
 
-void JobEvents::WakeDue(absl::Time now) {
+void JobEvents::WakeDue(absl::Duration now) {
   for (auto it = waiters_.begin(); it != waiters_.end();) {
     if (it->second.seen != generation_ || it->second.deadline <= now) {
       it->second.wake();
@@ -79,14 +79,16 @@ void JobEvents::WakeDue(absl::Time now) {
 
 void JobEvents::Loop() {
   uint64_t version = 0;
+  absl::Duration poll_at;
   std::unique_lock lock(mutex_);
   while (!stopping_) {
     work_ = false;
     // The store is asked without the lock: a change that it shows may be one of our own that Notify told of already, which wakes
     // waiters once more than needed and never once less.
-    if (!waiters_.empty()) {
+    if (!waiters_.empty() && SteadyNow() >= poll_at) {
       lock.unlock();
       absl::StatusOr<uint64_t> now = store_.Version();
+      poll_at = SteadyNow() + store_.poll_interval();
       lock.lock();
       if (!now.ok()) {
         LOG_EVERY_N_SEC(ERROR, 10) << "cannot see changes of the job store: " << now.status();
@@ -95,12 +97,16 @@ void JobEvents::Loop() {
         ++generation_;
       }
     }
-    WakeDue(absl::Now());
+    WakeDue(SteadyNow());
     auto due = [this] { return stopping_ || work_; };
     if (waiters_.empty()) {
       changed_.wait(lock, due);
     } else {
-      changed_.wait_for(lock, absl::ToChronoNanoseconds(store_.poll_interval()), due);
+      absl::Duration next = poll_at;
+      for (const auto& [ticket, waiter] : waiters_) {
+        next = std::min(next, waiter.deadline);
+      }
+      changed_.wait_for(lock, absl::ToChronoNanoseconds(std::max(next - SteadyNow(), absl::ZeroDuration())), due);
     }
   }
 }

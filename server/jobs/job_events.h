@@ -43,12 +43,12 @@ class JobEvents {
  private:
   struct Waiter {
     uint64_t seen;
-    absl::Time deadline;
+    absl::Duration deadline;  // as SteadyNow()
     std::function<void()> wake;
   };
 
   void Loop();
-  void WakeDue(absl::Time now);
+  void WakeDue(absl::Duration now);
 
   JobStore& store_;
 

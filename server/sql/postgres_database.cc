@@ -372,7 +372,7 @@ absl::StatusOr<int64_t> PostgresConnection::Execute(const std::string& sql, cons
 
 absl::Status PostgresConnection::Commit(const std::string& commit) {
   absl::StatusOr<Result> result = Script(commit);
-  if (lost()) {
+  if (!result.ok() && lost()) {
     return Unavailable(name_,
                        absl::StrCat("the connection was lost while the change was committed, whether it was made is unknown: ",
                                     result.status().message()));
@@ -419,8 +419,10 @@ namespace {
 // A thread with a connection that listens.
 class Listener final : public Subscription {
  public:
-  Listener(std::function<absl::StatusOr<std::unique_ptr<PostgresConnection>>()> connect, std::function<void()> changed)
-      : connect_(std::move(connect)), changed_(std::move(changed)), stop_(eventfd(0, EFD_CLOEXEC)), thread_([this] { Loop(); }) {}
+  // `stop` is an eventfd(2).
+  Listener(std::function<absl::StatusOr<std::unique_ptr<PostgresConnection>>()> connect, std::function<void()> changed,
+           UniqueFd stop)
+      : connect_(std::move(connect)), changed_(std::move(changed)), stop_(std::move(stop)), thread_([this] { Loop(); }) {}
 
   // Waits for a connection that is being made, kConnect at most.
   ~Listener() override {
@@ -465,7 +467,12 @@ class Listener final : public Subscription {
 }  // namespace
 
 std::unique_ptr<Subscription> PostgresDatabase::Subscribe(std::function<void()> changed) {
-  return std::make_unique<Listener>([this] { return Connect(); }, std::move(changed));
+  UniqueFd stop(eventfd(0, EFD_CLOEXEC));
+  if (stop.get() < 0) {
+    LOG(WARNING) << "changes by other processes are found by polling only: " << std::strerror(errno);
+    return nullptr;
+  }
+  return std::make_unique<Listener>([this] { return Connect(); }, std::move(changed), std::move(stop));
 }
 
 // ---- Connections ------------------------------------------------------------------------------------------------------------

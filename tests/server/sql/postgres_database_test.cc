@@ -345,6 +345,19 @@ TEST_F(PostgresDatabaseTest, AConnectionLostInTheMiddleUndoesTheTransaction) {
   EXPECT_OK(Insert(*database, 1));
 }
 
+// As a process that is stopped (SIGSTOP) or cut off in the middle.
+TEST_F(PostgresDatabaseTest, AWriterThatHangsLosesItsTransactionAndTheOthersGoOn) {
+  std::unique_ptr<PostgresDatabase> hanging = Open();
+  std::unique_ptr<PostgresDatabase> other = Open();
+  absl::Status status = hanging->Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_RETURN_IF_ERROR(connection.ExecuteScript("INSERT INTO t VALUES (1)"));
+    EXPECT_OK(Insert(*other, 2));  // waits for the lock
+    return absl::OkStatus();
+  });
+  EXPECT_REASON(status, STORAGE_UNAVAILABLE);
+  EXPECT_EQ(*Ask(*other, "SELECT SUM(a) FROM t"), 2);
+}
+
 // Every change that was reported done is there after the server was killed, and the processes go on without being started again.
 TEST_F(PostgresDatabaseTest, TheServerMayBeKilledAndStartedAgain) {
   std::unique_ptr<PostgresDatabase> database = Open();
