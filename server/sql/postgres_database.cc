@@ -43,7 +43,9 @@ struct ResultDeleter {
 using Result = std::unique_ptr<PGresult, ResultDeleter>;
 
 // libpq's messages end in a line break and may have several lines.
-std::string OneLine(absl::string_view text) { return absl::StrReplaceAll(absl::StripAsciiWhitespace(text), {{"\n", "; "}}); }
+std::string OneLine(absl::string_view text) {
+  return absl::StrReplaceAll(absl::StripAsciiWhitespace(text), {{"\n\t", " "}, {"\n", "; "}});
+}
 
 absl::Status Unavailable(absl::string_view name, absl::string_view what) {
   return MakeError(v1::STORAGE_UNAVAILABLE, absl::StrCat("database ", name, ": ", what, "; try again"));

@@ -45,19 +45,22 @@ class PostgresDaemonTest : public DaemonFixture {
     PutFile("workspaces/w/files/record/r.txt", ReadTestFile(golden + "record.txt"));
   }
   // The same call again gives the same operation, whatever became of the first answer.
-  static grpc::Status Submit(v1::Compression::Stub& stub, const std::string& request_id, std::string* name) {
+  static grpc::Status Submit(v1::Compression::Stub& stub, int number, std::string* name) {
     v1::SaveModelRequest request;
     request.set_workspace("workspaces/w");
     request.set_modified_onnx_file("model/m.onnx");
     request.set_record_file("record/r.txt");
-    request.set_save_path(absl::StrCat("results/", request_id));
-    request.mutable_options()->set_request_id(request_id);
+    request.set_save_path(absl::StrCat("results/", number));
+    request.mutable_options()->set_request_id(absl::StrCat("00000000-0000-4000-8000-", absl::Dec(number, absl::kZeroPad12)));
     grpc::ClientContext context;
     google::longrunning::Operation operation;
     const grpc::Status status = stub.SaveModel(&context, request, &operation);
     *name = operation.name();
     return status;
   }
+  // The daemon ends before its database.
+  void TearDown() override { Stop(); }
+
   // Calls until the answer is another than that the database cannot be reached just now.
   template <typename Call>
   static grpc::Status Retry(Call call) {
@@ -77,9 +80,9 @@ TEST_F(PostgresDaemonTest, OneServesAndTheOtherWorks) {
   PutModel();
   const std::unique_ptr<Daemon> work = StartWork();
   ASSERT_NE(work, nullptr);
-  for (const char* id : {"a", "b"}) {
+  for (int i = 0; i < 2; ++i) {
     std::string name;
-    const grpc::Status status = Submit(*compression_, id, &name);
+    const grpc::Status status = Submit(*compression_, i, &name);
     ASSERT_TRUE(status.ok()) << status.error_message();
     const google::longrunning::Operation operation = Wait(name, 60);
     ASSERT_TRUE(operation.done());
@@ -98,8 +101,8 @@ TEST_F(PostgresDaemonTest, BothServeTheSame) {
   auto channel = grpc::CreateChannel(absl::StrCat("localhost:", (*other)->port()), grpc::InsecureChannelCredentials());
   std::string first;
   std::string second;
-  ASSERT_TRUE(Submit(*compression_, "a", &first).ok());
-  ASSERT_TRUE(Submit(*v1::Compression::NewStub(channel), "a", &second).ok());
+  ASSERT_TRUE(Submit(*compression_, 1, &first).ok());
+  ASSERT_TRUE(Submit(*v1::Compression::NewStub(channel), 1, &second).ok());
   EXPECT_EQ(first, second);
   EXPECT_TRUE(Wait(first, 60).done());
 }
@@ -112,7 +115,7 @@ TEST_F(PostgresDaemonTest, NothingIsLostWhenTheDatabaseServerIsKilled) {
   ASSERT_NE(work, nullptr);
   std::vector<std::string> names(kOperations);
   for (int i = 0; i < kOperations; ++i) {
-    const grpc::Status status = Retry([&] { return Submit(*compression_, absl::StrCat("o", i), &names[i]); });
+    const grpc::Status status = Retry([&] { return Submit(*compression_, i, &names[i]); });
     ASSERT_TRUE(status.ok()) << status.error_message();
     if (i % 2 == 1) {
       PostgresServer::Shared().Kill();
@@ -135,6 +138,7 @@ TEST_F(PostgresDaemonTest, NothingIsLostWhenTheDatabaseServerIsKilled) {
     EXPECT_EQ(MetadataOf(operation).state(), v1::OperationMetadata::SUCCEEDED) << operation.error().ShortDebugString();
   }
   google::longrunning::ListOperationsRequest list;
+  list.set_name("operations");
   google::longrunning::ListOperationsResponse all;
   grpc::ClientContext context;
   ASSERT_TRUE(operations_->ListOperations(&context, list, &all).ok());
