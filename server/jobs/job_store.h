@@ -121,7 +121,8 @@ class JobStore {
 
   // Accepts `job` (state PENDING, no attempt yet). With a `request_id` that the project gave before (within any time the store
   // remembers, at least 24 h): the job of that time if `job.request` is equal, else REQUEST_ID_REUSED. WORKSPACE_NOT_FOUND if the
-  // workspace is gone. QUOTA_EXCEEDED if as many of the project's jobs wait already as may.
+  // workspace is gone. FILE_CHANGED if an input's content is in no file of the project any more; from here on it is kept for the
+  // job. QUOTA_EXCEEDED if as many of the project's jobs wait already as may.
   //
   // If the project has a SUCCEEDED job with the same `cache_key` (not empty), and files that hold the content of every output of
   // that one, then nothing is to be run: the new job is SUCCEEDED at once, with metadata.cached, no attempt, the same warnings,

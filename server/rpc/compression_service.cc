@@ -19,6 +19,9 @@ namespace {
 // Files in the folder of a model or of calibration data: few enough to be stored with the job.
 constexpr int kMaxInputFiles = 10'000;
 
+// How often inputs that change while a call is accepted are looked up.
+constexpr int kMaxPins = 3;
+
 absl::Status CheckOptions(const v1::CallOptions& options) {
   MP_RETURN_IF_ERROR(CheckRequestId(options.request_id(), "options.request_id"));
   if (options.has_execution_timeout() && FromProto(options.execution_timeout()) <= absl::ZeroDuration()) {
@@ -44,7 +47,8 @@ google::protobuf::Any Pack(const google::protobuf::Message& request) {
 
 // What the result follows from: method and parameters, the contents of the inputs under their names, the engine. Names count,
 // because models and reports hold them.
-std::string CacheKey(const google::protobuf::Message& canonical, const std::string& workspace, const std::vector<v1::File>& inputs) {
+std::string CacheKey(const google::protobuf::Message& canonical, const std::string& workspace,
+                     const std::vector<v1::File>& inputs) {
   const google::protobuf::Any request = Pack(canonical);
   std::string facts;
   auto add = [&facts](absl::string_view fact) { absl::StrAppend(&facts, fact.size(), ":", fact); };
@@ -114,16 +118,12 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const Worksp
   return files;
 }
 
-absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const Caller& caller,
-                                                                          const google::protobuf::Message& request,
-                                                                          const google::protobuf::Message& canonical,
-                                                                          const std::string& workspace_name,
-                                                                          const v1::CallOptions& options,
-                                                                          const CallFiles& files) {
+absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
+    const Caller& caller, const google::protobuf::Message& request, const google::protobuf::Message& canonical,
+    const std::string& workspace_name, const v1::CallOptions& options, const CallFiles& files) {
   MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(workspace_name, "workspace"));
   MP_RETURN_IF_ERROR(CheckFiles(files));
   MP_RETURN_IF_ERROR(CheckOptions(options));
-  MP_ASSIGN_OR_RETURN(std::vector<v1::File> inputs, PinInputs({caller.project, workspace}, files.inputs));
   Job job;
   job.id = ids_.NewId();
   job.project = caller.project;
@@ -131,16 +131,19 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const 
   job.metadata.set_method(std::string(absl::StripSuffix(request.GetDescriptor()->name(), "Request")));
   job.metadata.set_workspace(workspace_name);
   job.metadata.set_state(v1::OperationMetadata::PENDING);
-  if (!options.no_cache() && !options.validate_only()) {
-    job.cache_key = CacheKey(canonical, workspace, inputs);
-  }
   job.trace_parent = caller.traceparent;
-  for (v1::File& file : inputs) {
-    *job.metadata.add_inputs() = std::move(file);
+  const bool reusable = !options.no_cache() && !options.validate_only();
+  // Nothing holds what was pinned until the job is stored.
+  absl::StatusOr<Job> stored;
+  for (int tries = 0; tries == 0 || (tries < kMaxPins && ReasonOf(stored.status()) == v1::FILE_CHANGED); ++tries) {
+    MP_ASSIGN_OR_RETURN(const std::vector<v1::File> inputs, PinInputs({caller.project, workspace}, files.inputs));
+    job.metadata.mutable_inputs()->Assign(inputs.begin(), inputs.end());
+    job.cache_key = reusable ? CacheKey(canonical, workspace, inputs) : "";
+    stored = jobs_.Create(job, options.request_id());
   }
-  MP_ASSIGN_OR_RETURN(const Job stored, jobs_.Create(job, options.request_id()));
+  MP_RETURN_IF_ERROR(stored.status());
   events_.Notify();
-  return ToOperation(stored);
+  return ToOperation(*stored);
 }
 
 }  // namespace modelpress::server

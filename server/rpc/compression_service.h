@@ -97,7 +97,8 @@ class CompressionService final : public v1::Compression::CallbackService {
     return ServeUnary(context, calls_, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
       Request complete = *request;
       MP_ASSIGN_OR_RETURN(const CallFiles files, FilesOf(complete));
-      MP_ASSIGN_OR_RETURN(*operation, Accept(caller, complete, Canonical(complete), complete.workspace(), complete.options(), files));
+      MP_ASSIGN_OR_RETURN(*operation,
+                          Accept(caller, complete, Canonical(complete), complete.workspace(), complete.options(), files));
       return absl::OkStatus();
     });
   }

@@ -16,6 +16,7 @@ namespace {
 
 constexpr size_t kMaxUploadMessage = 2 << 20;
 constexpr size_t kDownloadMessage = 1 << 20;
+constexpr uint64_t kMaxFileSize = uint64_t{1} << 46;  // no sum of them comes near the end of 64 bits
 
 v1::Upload UploadProto(const UploadRow& row, uint64_t committed_size, bool complete) {
   v1::Upload upload;
@@ -253,8 +254,8 @@ grpc::ServerUnaryReactor* WorkspacesService::CreateWorkspace(grpc::CallbackServe
       MP_RETURN_IF_ERROR(CheckWorkspaceId(request->workspace_id(), "workspace_id"));
     }
     MP_RETURN_IF_ERROR(CheckRequestId(request->request_id(), "request_id"));
-    MP_ASSIGN_OR_RETURN(const WorkspaceRow row,
-                        context_.workspaces.CreateWorkspace({caller.project, request->workspace_id()}, ids_.NewId(), request->request_id()));
+    MP_ASSIGN_OR_RETURN(const WorkspaceRow row, context_.workspaces.CreateWorkspace({caller.project, request->workspace_id()},
+                                                                                    ids_.NewId(), request->request_id()));
     *response = ToProto(row);
     return absl::OkStatus();
   });
@@ -275,7 +276,8 @@ grpc::ServerUnaryReactor* WorkspacesService::ListWorkspaces(grpc::CallbackServer
                                                             v1::ListWorkspacesResponse* response) {
   return ServeUnary(context, context_.calls, Role::kReader, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
-    MP_ASSIGN_OR_RETURN(const Page<WorkspaceRow> page, context_.workspaces.ListWorkspaces(caller.project, page_size, request->page_token()));
+    MP_ASSIGN_OR_RETURN(const Page<WorkspaceRow> page,
+                        context_.workspaces.ListWorkspaces(caller.project, page_size, request->page_token()));
     for (const WorkspaceRow& row : page.rows) {
       *response->add_workspaces() = ToProto(row);
     }
@@ -308,7 +310,8 @@ grpc::ServerUnaryReactor* WorkspacesService::ListFiles(grpc::CallbackServerConte
   return ServeUnary(context, context_.calls, Role::kReader, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(request->parent(), "parent"));
     MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
-    MP_ASSIGN_OR_RETURN(const Page<FileRow> page, context_.workspaces.ListFiles({caller.project, workspace}, page_size, request->page_token()));
+    MP_ASSIGN_OR_RETURN(const Page<FileRow> page,
+                        context_.workspaces.ListFiles({caller.project, workspace}, page_size, request->page_token()));
     for (const FileRow& row : page.rows) {
       *response->add_files() = ToProto(workspace, row);
     }
@@ -330,11 +333,18 @@ grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerCon
   return ServeUnary(context, context_.calls, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request->file(), "file"));
     MP_RETURN_IF_ERROR(CheckSha256(request->sha256(), "sha256"));
-    MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
-                                                                                     .workspace = {caller.project, name.workspace},
-                                                                                     .path = name.path,
-                                                                                     .sha256 = request->sha256(),
-                                                                                     .size_bytes = request->size_bytes()}));
+    if (request->size_bytes() > kMaxFileSize) {
+      return MakeError(
+          v1::REQUEST_INVALID,
+          absl::StrCat("a file of ", request->size_bytes(), " bytes was announced; at most ", kMaxFileSize, " are allowed"),
+          {.field = "size_bytes"});
+    }
+    MP_ASSIGN_OR_RETURN(const UploadRow row,
+                        context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
+                                                                .workspace = {caller.project, name.workspace},
+                                                                .path = name.path,
+                                                                .sha256 = request->sha256(),
+                                                                .size_bytes = request->size_bytes()}));
     MP_ASSIGN_OR_RETURN(*response, Look(context_, row));
     return absl::OkStatus();
   });

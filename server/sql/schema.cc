@@ -37,7 +37,7 @@ const std::vector<std::string>& Migrations() {
           PRIMARY KEY (project, workspace, path),
           FOREIGN KEY (project, workspace) REFERENCES workspaces (project, id) ON DELETE CASCADE
         ) STRICT, WITHOUT ROWID;
-        CREATE INDEX files_by_content ON files (sha256, project);  -- has the project it, has anybody it
+        CREATE INDEX files_by_content ON files (sha256, project, size_bytes);  -- has the project it, has anybody it
 
         CREATE TABLE uploads (
           id TEXT PRIMARY KEY,

@@ -11,7 +11,8 @@
 
 namespace modelpress::server {
 
-// Workspaces in a database of OpenDatabase(), the same as that of the jobs. Thread-safe. Every change survives a power failure.
+// Workspaces in a database of OpenDatabase(), the same as that of the jobs. Thread-safe. Every change survives a power failure
+// but SetUploadVerified: without it bytes are sent again at worst.
 class SqlWorkspaceStore final : public WorkspaceStore {
  public:
   // All must outlive the store.

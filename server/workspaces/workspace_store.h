@@ -100,7 +100,8 @@ class WorkspaceStore {
   // For housekeeping, over all projects. None of them counts as a use of a workspace.
 
   // If no file, no unfinished upload and no input of an unfinished operation has the content: calls `remove` and returns true, or
-  // its error. Nothing comes to refer to the content before `remove` has returned; it must not use the stores.
+  // its error. Nothing comes to refer to the content before `remove` has returned; it must be quick and not use the stores. After
+  // an error that is not that of `remove` the hold on the database may have been lost while it ran: what it did is to be undone.
   virtual absl::StatusOr<bool> RemoveUnreferenced(const std::string& sha256, absl::FunctionRef<absl::Status()> remove) = 0;
   // Forgets uploads that began before `begun_before` and are unfinished. Returns their ids, for the bytes to be discarded.
   virtual absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before) = 0;

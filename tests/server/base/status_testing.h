@@ -2,6 +2,8 @@
 #ifndef MODELPRESS_TESTS_SERVER_BASE_STATUS_TESTING_H_
 #define MODELPRESS_TESTS_SERVER_BASE_STATUS_TESTING_H_
 
+#include <string>
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/base/status.h"
@@ -30,6 +32,17 @@ inline testing::AssertionResult IsNotHeld(const absl::Status& status) {
   return absl::IsFailedPrecondition(status) && ReasonOf(status) == v1::REASON_UNSPECIFIED
              ? testing::AssertionSuccess()
              : testing::AssertionFailure() << status.ToString() << " is not FAILED_PRECONDITION without a reason";
+}
+
+// The text and details of an error about the resource `id`, to be compared with that about another one.
+template <typename T>
+std::string TextOf(const T& status_or_value, const std::string& id) {
+  const absl::Status status = StatusOf(status_or_value);
+  std::string text = status.ToString(absl::StatusToStringMode::kWithEverything);
+  for (size_t at = 0; !id.empty() && (at = text.find(id, at)) != std::string::npos; ++at) {
+    text.replace(at, id.size(), "ID");
+  }
+  return text;
 }
 
 }  // namespace modelpress::server

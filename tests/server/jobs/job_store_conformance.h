@@ -4,9 +4,13 @@
 #define MODELPRESS_TESTS_SERVER_JOBS_JOB_STORE_CONFORMANCE_H_
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -16,7 +20,9 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/util/time_util.h"
+#include "google/rpc/error_details.pb.h"
 #include "gtest/gtest.h"
+#include "modelpress/v1/compression.pb.h"
 #include "tests/server/base/status_testing.h"
 #include "tests/server/base/store_harness.h"
 #include "tests/server/base/test_folder.h"
@@ -38,7 +44,7 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
     handle_.reset();
     harness_ = GetParam()();
     Reopen();
-    ASSERT_OK(workspaces().CreateWorkspace({kProject, "w"}, "", ""));
+    MakeProjects({kProject});
   }
   void Reopen() {
     handle_.reset();
@@ -95,6 +101,63 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
     if (state == Metadata::SUCCEEDED || state == Metadata::FAILED || state == Metadata::CANCELLED) {
       ASSERT_OK(jobs().Finish(id, 1, state == Metadata::SUCCEEDED ? Success() : Failure(state)));
     }
+  }
+
+  // Projects of their own, each with a workspace "w" that holds the input of NewJob.
+  void MakeProjects(const std::vector<std::string>& projects) {
+    for (const std::string& project : projects) {
+      ASSERT_OK(workspaces().CreateWorkspace({project, "w"}, "", ""));
+      ASSERT_OK(workspaces().PutFile({project, "w"}, {.path = "model.onnx", .sha256 = std::string(64, 'a')}));
+    }
+  }
+  static Job JobOf(const std::string& project, const std::string& id) {
+    Job job = NewJob(id);
+    job.project = project;
+    return job;
+  }
+
+  // The id of the job that is claimed; "": none.
+  std::string ClaimId(const JobCost& free = Claimant().free) {
+    absl::StatusOr<std::optional<Job>> job = jobs().Claim({"worker", free});
+    EXPECT_OK(job);
+    return job.ok() && job->has_value() ? (*job)->id : "";
+  }
+
+  // How often `act` succeeds, which eight threads of two processes do at once, with numbers of their own.
+  int CountOk(const std::function<bool(StoreHandle&, int)>& act) {
+    std::unique_ptr<StoreHandle> other = harness_->Open(clock_, quotas_);
+    std::atomic<int> count = 0;
+    std::vector<std::thread> threads;
+    threads.reserve(8);
+    for (int i = 0; i < 8; ++i) {
+      threads.emplace_back([&, i] { count += act(i % 2 == 0 ? *handle_ : *other, i) ? 1 : 0; });
+    }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+    return count;
+  }
+
+  // A job whose result may be used again, and such a result.
+  static Job Cacheable(const std::string& id, const std::string& workspace = "w") {
+    Job job = NewJob(id, workspace);
+    job.cache_key = "key";
+    return job;
+  }
+  static Outcome CacheableSuccess(const std::string& workspace) {
+    v1::SaveModelResponse response;
+    response.mutable_deploy_model()->set_name(absl::StrCat("workspaces/", workspace, "/files/out/a"));
+    response.mutable_deploy_model()->set_sha256(std::string(64, 'b'));
+    response.add_external_data()->set_name(absl::StrCat("workspaces/", workspace, "/files/out/b"));
+    Outcome outcome = Success({Output("out/a", 'b'), Output("out/b", 'c')});
+    outcome.response->PackFrom(response);
+    outcome.warnings = {"warned"};
+    return outcome;
+  }
+  void RunCacheable(const std::string& id) {
+    ASSERT_OK(jobs().Create(Cacheable(id), ""));
+    ASSERT_EQ(ClaimId(), id);
+    ASSERT_OK(jobs().Finish(id, 1, CacheableSuccess("w")));
   }
 
   Metadata::State StateOf(const std::string& id) {
@@ -169,6 +232,35 @@ TEST_P(JobStoreConformance, CreateNeedsTheWorkspace) {
   unnamed.metadata.set_workspace("w");
   EXPECT_REASON(jobs().Create(unnamed, ""), REQUEST_INVALID);
   EXPECT_REASON(jobs().Get("o1"), OPERATION_NOT_FOUND);
+}
+
+TEST_P(JobStoreConformance, CreateNeedsTheInputs) {
+  Job job = NewJob("o1");
+  constexpr int kInputs = 100;
+  for (int i = 0; i < kInputs; ++i) {
+    const FileRow file{
+        .path = absl::StrCat("data/", i), .sha256 = absl::StrCat(1'000 + i, std::string(60, 'd')), .size_bytes = 1};
+    ASSERT_OK(workspaces().PutFile({kProject, "w"}, file));
+    v1::File& input = *job.metadata.add_inputs();
+    input.set_name("workspaces/w/files/" + file.path);
+    input.set_sha256(file.sha256);
+  }
+  ASSERT_OK(workspaces().CreateWorkspace({kProject, "v"}, "", ""));
+  ASSERT_OK(workspaces().CreateWorkspace({"q", "w"}, "", ""));
+  const FileRow last{.path = "kept", .sha256 = job.metadata.inputs(kInputs).sha256(), .size_bytes = 1};
+  ASSERT_OK(workspaces().PutFile({kProject, "v"}, last));
+  ASSERT_OK(workspaces().PutFile({"q", "w"}, last));
+  ASSERT_OK(workspaces().DeleteFile({kProject, "w"}, absl::StrCat("data/", kInputs - 1)));
+  EXPECT_OK(jobs().Create(job, ""));  // the content is still there
+  ASSERT_OK(workspaces().DeleteFile({kProject, "v"}, "kept"));
+  job.id = "o2";
+  EXPECT_REASON(jobs().Create(job, ""), FILE_CHANGED);
+  EXPECT_REASON(jobs().Get("o2"), OPERATION_NOT_FOUND);
+  // The first job keeps all of them.
+  for (const v1::File& input : job.metadata.inputs()) {
+    ASSERT_OK_AND_ASSIGN(const bool removed, workspaces().RemoveUnreferenced(input.sha256(), [] { return absl::OkStatus(); }));
+    EXPECT_FALSE(removed);
+  }
 }
 
 TEST_P(JobStoreConformance, RequestIdGivesTheJobOfThatTime) {
@@ -652,6 +744,366 @@ TEST_P(JobStoreConformance, AnotherProcessSeesEveryChangeAtOnce) {
   ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
   ASSERT_OK_AND_ASSIGN(Metadata::State state, other->jobs().Heartbeat("o1", 1, {}));
   EXPECT_EQ(state, Metadata::CANCELLING);
+}
+
+// ---- Turns ------------------------------------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, ProjectsTakeTurns) {
+  MakeProjects({"a", "b", "c"});
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_OK(jobs().Create(JobOf("a", absl::StrCat("a", i)), ""));
+  }
+  EXPECT_EQ(ClaimId(), "a0");
+  ASSERT_OK(jobs().Create(JobOf("b", "b0"), ""));
+  ASSERT_OK(jobs().Create(JobOf("b", "b1"), ""));
+  EXPECT_EQ(ClaimId(), "b0");  // nothing of b runs yet
+  EXPECT_EQ(ClaimId(), "a1");  // as many of each run: a has waited longer
+  ASSERT_OK(jobs().Create(JobOf("c", "c0"), ""));
+  EXPECT_EQ(ClaimId(), "c0");
+  EXPECT_EQ(ClaimId(), "b1");
+  ASSERT_OK(jobs().Finish("a0", 1, Success()));
+  ASSERT_OK(jobs().RequestCancel("a", "a1"));  // ends some time, runs until then
+  EXPECT_EQ(ClaimId(), "a2");
+  // A job that comes back has its old place.
+  ASSERT_OK(jobs().Requeue("b0", 1, /*failed=*/false));
+  ASSERT_OK(jobs().Finish("b1", 1, Failure()));
+  EXPECT_EQ(ClaimId(), "b0");
+}
+
+TEST_P(JobStoreConformance, NoProjectRunsMoreThanItsQuota) {
+  quotas_ = Quotas({.running = 2}, {{"a", {.running = 1}}, {"b", {}}});
+  MakeProjects({"a", "b"});
+  for (int i = 0; i < 4; ++i) {
+    ASSERT_OK(jobs().Create(JobOf("a", absl::StrCat("a", i)), ""));
+    ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", i)), ""));
+  }
+  EXPECT_EQ(ClaimId(), "a0");
+  EXPECT_EQ(ClaimId(), "o0");
+  EXPECT_EQ(ClaimId(), "o1");
+  EXPECT_EQ(ClaimId(), "");
+  for (int i = 0; i < 4; ++i) {
+    ASSERT_OK(jobs().Create(JobOf("b", absl::StrCat("b", i)), ""));
+    EXPECT_EQ(ClaimId(), absl::StrCat("b", i));
+  }
+  ASSERT_OK(jobs().RequestCancel("a", "a0"));
+  EXPECT_EQ(ClaimId(), "");  // it runs until it has ended
+  ASSERT_OK(jobs().Finish("a0", 1, Failure(Metadata::CANCELLED)));
+  EXPECT_EQ(ClaimId(), "a1");
+  ASSERT_OK(jobs().Requeue("o0", 1, /*failed=*/false));
+  EXPECT_EQ(ClaimId(), "o0");
+  EXPECT_EQ(ClaimId(), "");
+}
+
+TEST_P(JobStoreConformance, ManyWorkersDoNotOvershootTheQuotaOfRunningJobs) {
+  quotas_ = Quotas({.running = 3}, {});
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", i)), ""));
+  }
+  EXPECT_EQ(CountOk([](StoreHandle& handle, int) { return handle.jobs().Claim({"worker"})->has_value(); }), 3);
+}
+
+TEST_P(JobStoreConformance, ABigJobIsNotOvertaken) {
+  MakeProjects({"a"});
+  Job big = JobOf("a", "big");
+  big.cost = {.memory_bytes = 100, .disk_bytes = 1000};
+  ASSERT_OK(jobs().Create(big, ""));
+  Job small = JobOf("a", "small");
+  small.cost = {.memory_bytes = 1};
+  ASSERT_OK(jobs().Create(small, ""));
+  ASSERT_OK(jobs().Create(NewJob("other"), ""));  // nor by other projects while it is its turn
+  EXPECT_EQ(ClaimId({.memory_bytes = 99, .disk_bytes = 1000}), "");
+  EXPECT_EQ(ClaimId({.memory_bytes = 100, .disk_bytes = 999}), "");
+  EXPECT_EQ(ClaimId({.memory_bytes = 100, .disk_bytes = 1000}), "big");
+  ASSERT_OK_AND_ASSIGN(Job stored, jobs().Get("big"));
+  EXPECT_EQ(stored.cost.memory_bytes, 100);
+  EXPECT_EQ(stored.cost.disk_bytes, 1000);
+  EXPECT_EQ(ClaimId({.memory_bytes = 0, .disk_bytes = 0}), "other");  // its cost is not known
+  EXPECT_EQ(ClaimId({.memory_bytes = 0, .disk_bytes = 0}), "");
+  EXPECT_EQ(ClaimId({.memory_bytes = 1, .disk_bytes = 0}), "small");
+
+  Job huge = NewJob("huge");
+  huge.cost = {.memory_bytes = UINT64_MAX, .disk_bytes = UINT64_MAX};
+  ASSERT_OK(jobs().Create(huge, ""));
+  EXPECT_EQ(ClaimId({.memory_bytes = uint64_t{1} << 62, .disk_bytes = uint64_t{1} << 62}), "");
+  EXPECT_EQ(ClaimId(), "huge");
+}
+
+// ---- Quotas -----------------------------------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, NoMoreJobsWaitThanTheQuotaAllows) {
+  quotas_ = Quotas({.pending = 2}, {{"free", {}}});
+  MakeProjects({"free"});
+  ASSERT_OK(jobs().Create(NewJob("o1"), "r1"));
+  ASSERT_OK(jobs().Create(NewJob("o2"), ""));
+  const absl::Status refused = jobs().Create(NewJob("o3"), "r3").status();
+  EXPECT_REASON(refused, QUOTA_EXCEEDED);
+  EXPECT_THAT(MetadataOf(refused), testing::IsSupersetOf({testing::Pair("quota", "pending"), testing::Pair("limit", "2"),
+                                                          testing::Pair("used", "2")}));
+  EXPECT_REASON(jobs().Get("o3"), OPERATION_NOT_FOUND);
+  EXPECT_OK(jobs().Create(NewJob("o1"), "r1"));  // nothing new
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_OK(jobs().Create(JobOf("free", absl::StrCat("f", i)), ""));
+  }
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
+  EXPECT_OK(jobs().Create(NewJob("o3"), "r3"));  // what was refused was not remembered
+  EXPECT_REASON(jobs().Create(NewJob("o4"), ""), QUOTA_EXCEEDED);
+  ASSERT_OK(jobs().Claim({"worker"}));
+  ASSERT_OK(jobs().Claim({"worker"}));
+  EXPECT_OK(jobs().Create(NewJob("o4"), ""));
+}
+
+TEST_P(JobStoreConformance, ManyCallersDoNotOvershootTheQuotaOfWaitingJobs) {
+  quotas_ = Quotas({.pending = 5}, {});
+  EXPECT_EQ(CountOk([](StoreHandle& handle, int i) { return handle.jobs().Create(NewJob(absl::StrCat("o", i)), "").ok(); }), 5);
+  ASSERT_OK_AND_ASSIGN(const ProjectUsage usage, workspaces().Usage(kProject));
+  EXPECT_EQ(usage.pending, 5);
+}
+
+TEST_P(JobStoreConformance, OutputsThatDoNotFitFailTheJob) {
+  quotas_ = Quotas({.bytes = 20}, {});
+  ASSERT_OK(workspaces().PutFile({kProject, "w"}, {.path = "results/a", .sha256 = std::string(64, 'f'), .size_bytes = 7}));
+  for (const char* id : {"o1", "o2", "o3"}) {
+    ASSERT_OK(jobs().Create(NewJob(id), ""));
+    ASSERT_EQ(ClaimId(), id);
+  }
+  Outcome outcome = Success({Output("results/a"), Output("results/b"), Output("results/c")});  // 21 bytes
+  outcome.warnings = {"warned"};
+  ASSERT_OK_AND_ASSIGN(Metadata::State state, jobs().Finish("o1", 1, outcome));
+  EXPECT_EQ(state, Metadata::FAILED);
+  ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
+  EXPECT_EQ(job.metadata.state(), Metadata::FAILED);
+  EXPECT_EQ(job.metadata.outputs_size(), 0);
+  EXPECT_THAT(job.metadata.warnings(), ElementsAre("warned"));
+  EXPECT_FALSE(job.response.has_value());
+  ASSERT_TRUE(job.error.has_value());
+  EXPECT_EQ(job.error->code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  google::rpc::ErrorInfo info;
+  ASSERT_EQ(job.error->details_size(), 1);
+  ASSERT_TRUE(job.error->details(0).UnpackTo(&info));
+  EXPECT_EQ(info.reason(), "QUOTA_EXCEEDED");
+  EXPECT_EQ(info.metadata().at("quota"), "bytes");
+  EXPECT_EQ(info.metadata().at("limit"), "20");
+  EXPECT_EQ(info.metadata().at("used"), "7");
+  ASSERT_OK_AND_ASSIGN(FileRow a, workspaces().GetFile({kProject, "w"}, "results/a"));
+  EXPECT_EQ(a.sha256, std::string(64, 'f'));
+  EXPECT_REASON(workspaces().GetFile({kProject, "w"}, "results/b"), FILE_NOT_FOUND);
+
+  // What replaces a file needs the difference only.
+  ASSERT_OK_AND_ASSIGN(state, jobs().Finish("o2", 1, Success({Output("results/a"), Output("results/b")})));
+  EXPECT_EQ(state, Metadata::SUCCEEDED);
+  ASSERT_OK_AND_ASSIGN(const ProjectUsage usage, workspaces().Usage(kProject));
+  EXPECT_EQ(usage.bytes, 14);
+  EXPECT_EQ(usage.files, 3);
+  // And where the project is over its quota already, whatever adds nothing still ends well.
+  quotas_ = Quotas({.bytes = 1}, {});
+  ASSERT_OK_AND_ASSIGN(state, jobs().Finish("o3", 1, Success({Output("results/b", 'c')})));
+  EXPECT_EQ(state, Metadata::SUCCEEDED);
+}
+
+// ---- Results that are there already -----------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, TheSameCallGetsTheSameResultAtOnce) {
+  RunCacheable("o1");
+  ASSERT_OK(workspaces().CreateWorkspace({kProject, "v"}, "", ""));
+  clock_.Advance(absl::Seconds(5));
+  ASSERT_OK_AND_ASSIGN(Job created, jobs().Create(Cacheable("o2", "v"), "r2"));
+  EXPECT_EQ(created.id, "o2");
+  EXPECT_TRUE(created.done());
+  EXPECT_EQ(created.metadata.state(), Metadata::SUCCEEDED);
+  EXPECT_TRUE(created.metadata.cached());
+  EXPECT_EQ(created.metadata.attempt(), 0);
+  EXPECT_FALSE(created.metadata.has_start_time());
+  EXPECT_EQ(google::protobuf::util::TimeUtil::TimestampToMicroseconds(created.metadata.end_time()),
+            absl::ToUnixMicros(clock_.Now()));
+  EXPECT_THAT(created.metadata.warnings(), ElementsAre("warned"));
+  EXPECT_EQ(created.metadata.inputs(0).name(), "workspaces/v/files/model.onnx");
+  ASSERT_EQ(created.metadata.outputs_size(), 2);
+  EXPECT_EQ(created.metadata.outputs(0).name(), "workspaces/v/files/out/a");
+  v1::SaveModelResponse response;
+  ASSERT_TRUE(created.response->UnpackTo(&response));
+  EXPECT_EQ(response.deploy_model().name(), "workspaces/v/files/out/a");
+  EXPECT_EQ(response.deploy_model().sha256(), std::string(64, 'b'));
+  ASSERT_EQ(response.external_data_size(), 1);
+  EXPECT_EQ(response.external_data(0).name(), "workspaces/v/files/out/b");
+  ASSERT_OK_AND_ASSIGN(FileRow a, workspaces().GetFile({kProject, "v"}, "out/a"));
+  EXPECT_EQ(a.sha256, std::string(64, 'b'));
+  EXPECT_EQ(a.update_time, clock_.Now());
+  EXPECT_OK(workspaces().GetFile({kProject, "v"}, "out/b"));
+  EXPECT_EQ(ClaimId(), "");
+  ASSERT_OK_AND_ASSIGN(Job first, jobs().Get("o1"));
+  EXPECT_FALSE(first.metadata.cached());
+  EXPECT_EQ(first.metadata.outputs(0).name(), "workspaces/w/files/out/a");
+
+  Reopen();
+  ASSERT_OK_AND_ASSIGN(Job stored, jobs().Get("o2"));
+  EXPECT_TRUE(SameJob(stored, created));
+  ASSERT_OK_AND_ASSIGN(Job replayed, jobs().Create(Cacheable("o3", "v"), ""));  // the result of a result
+  EXPECT_TRUE(replayed.metadata.cached());
+  ASSERT_OK_AND_ASSIGN(replayed, jobs().Create(Cacheable("o2", "v"), "r2"));
+  EXPECT_EQ(replayed.id, "o2");
+}
+
+TEST_P(JobStoreConformance, OnlyACompleteResultIsUsedAgain) {
+  RunCacheable("o1");
+  auto is_cached = [this](const Job& job) {
+    absl::StatusOr<Job> created = jobs().Create(job, "");
+    EXPECT_OK(created);
+    const bool cached = created.ok() && created->metadata.cached();
+    EXPECT_EQ(ClaimId(), cached ? "" : job.id);
+    if (!cached) {
+      EXPECT_OK(jobs().Finish(job.id, 1, Failure()));
+    }
+    return cached;
+  };
+  EXPECT_TRUE(is_cached(Cacheable("o2")));
+  Job other_key = Cacheable("o3");
+  other_key.cache_key = "other";
+  EXPECT_FALSE(is_cached(other_key));
+  EXPECT_FALSE(is_cached(NewJob("o4")));  // no key
+  EXPECT_FALSE(is_cached(NewJob("o5")));
+
+  ASSERT_OK(workspaces().CreateWorkspace({kProject, "v"}, "", ""));
+  const std::string b = std::string(64, 'c');
+  ASSERT_OK(workspaces().PutFile({kProject, "v"}, {.path = "somewhere", .sha256 = b, .size_bytes = 7}));
+  ASSERT_OK(workspaces().DeleteFile({kProject, "w"}, "out/b"));
+  EXPECT_TRUE(is_cached(Cacheable("o6")));  // the content is there, whatever its name is
+  ASSERT_OK(workspaces().DeleteFile({kProject, "w"}, "out/b"));
+  ASSERT_OK(workspaces().DeleteFile({kProject, "v"}, "somewhere"));
+  EXPECT_FALSE(is_cached(Cacheable("o7")));
+  ASSERT_OK(workspaces().CreateWorkspace({"q", "w"}, "", ""));
+  ASSERT_OK(workspaces().PutFile({"q", "w"}, {.path = "out/b", .sha256 = b, .size_bytes = 7}));
+  EXPECT_FALSE(is_cached(Cacheable("o8")));  // what others have does not count
+}
+
+TEST_P(JobStoreConformance, FailuresAndOtherProjectsResultsAreNotUsedAgain) {
+  ASSERT_OK(jobs().Create(Cacheable("o1"), ""));
+  ASSERT_EQ(ClaimId(), "o1");
+  ASSERT_OK_AND_ASSIGN(Job second, jobs().Create(Cacheable("o2"), ""));
+  EXPECT_FALSE(second.done());  // the first runs still
+  ASSERT_OK(jobs().Finish("o1", 1, Failure()));
+  ASSERT_OK_AND_ASSIGN(Job third, jobs().Create(Cacheable("o3"), ""));
+  EXPECT_FALSE(third.done());
+  ASSERT_EQ(ClaimId(), "o2");
+  ASSERT_OK(jobs().Finish("o2", 1, CacheableSuccess("w")));
+
+  MakeProjects({"q"});
+  Job others = Cacheable("q1");
+  others.project = "q";
+  ASSERT_OK_AND_ASSIGN(others, jobs().Create(others, ""));
+  EXPECT_FALSE(others.done());
+  // Not even where it has the same contents.
+  for (const char digit : {'b', 'c'}) {
+    ASSERT_OK(
+        workspaces().PutFile({"q", "w"}, {.path = std::string(1, digit), .sha256 = std::string(64, digit), .size_bytes = 7}));
+  }
+  others = Cacheable("q2");
+  others.project = "q";
+  ASSERT_OK_AND_ASSIGN(others, jobs().Create(others, ""));
+  EXPECT_FALSE(others.done());
+}
+
+TEST_P(JobStoreConformance, ACachedResultKeepsToTheQuotas) {
+  RunCacheable("o1");
+  ASSERT_OK(workspaces().CreateWorkspace({kProject, "v"}, "", ""));
+  quotas_ = Quotas({.bytes = 27, .pending = 1}, {});
+  EXPECT_REASON(jobs().Create(Cacheable("o2", "v"), "r"), QUOTA_EXCEEDED);
+  EXPECT_REASON(jobs().Get("o2"), OPERATION_NOT_FOUND);
+  EXPECT_REASON(workspaces().GetFile({kProject, "v"}, "out/a"), FILE_NOT_FOUND);
+  quotas_ = Quotas({.bytes = 28, .pending = 1}, {});
+  ASSERT_OK(jobs().Create(NewJob("waits"), ""));
+  ASSERT_OK_AND_ASSIGN(Job job, jobs().Create(Cacheable("o2", "v"), "r"));  // it does not wait
+  EXPECT_TRUE(job.metadata.cached());
+  ASSERT_OK_AND_ASSIGN(job, jobs().Create(Cacheable("o3", "v"), ""));  // in the place of the same
+  EXPECT_TRUE(job.metadata.cached());
+}
+
+TEST_P(JobStoreConformance, TheTraceOfTheCallIsKept) {
+  Job job = NewJob("o1");
+  job.trace_parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  ASSERT_OK(jobs().Create(job, ""));
+  ASSERT_OK(jobs().Create(NewJob("o2"), ""));
+  Reopen();
+  ASSERT_OK_AND_ASSIGN(Job stored, jobs().Get("o1"));
+  EXPECT_EQ(stored.trace_parent, job.trace_parent);
+  EXPECT_EQ(stored.metadata.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
+  ASSERT_OK_AND_ASSIGN(stored, jobs().Get("o2"));
+  EXPECT_EQ(stored.trace_parent, "");
+  EXPECT_EQ(stored.metadata.trace_id(), "");
+}
+
+// ---- Retention --------------------------------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, OldFinishedJobsAreForgotten) {
+  for (const Metadata::State state : AllStates()) {
+    Reset();
+    SCOPED_TRACE(Metadata::State_Name(state));
+    MakeJobIn(state, "o1");
+    ASSERT_OK_AND_ASSIGN(int64_t forgotten, jobs().ForgetFinished(clock_.Now() + absl::Seconds(1), 10));
+    const bool final = IsFinal(state);
+    EXPECT_EQ(forgotten, final ? 1 : 0);
+    EXPECT_EQ(jobs().Get("o1").ok(), !final);
+  }
+  Reset();
+  for (const char* id : {"o1", "o2", "o3", "o4"}) {
+    ASSERT_OK(jobs().Create(NewJob(id), ""));
+  }
+  for (const char* id : {"o3", "o1", "o2", "o4"}) {  // the order in which they end
+    clock_.Advance(absl::Seconds(1));
+    ASSERT_OK(jobs().RequestCancel(kProject, id));
+  }
+  ASSERT_OK_AND_ASSIGN(int64_t forgotten, jobs().ForgetFinished(clock_.Now(), 2));
+  EXPECT_EQ(forgotten, 2);
+  EXPECT_REASON(jobs().Get("o3"), OPERATION_NOT_FOUND);
+  EXPECT_REASON(jobs().Get("o1"), OPERATION_NOT_FOUND);
+  ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetFinished(clock_.Now(), 2));
+  EXPECT_EQ(forgotten, 1);
+  EXPECT_OK(jobs().Get("o4"));  // ended at that very moment
+}
+
+// ---- Projects ---------------------------------------------------------------------------------------------------------------
+
+TEST_P(JobStoreConformance, WhatOthersHaveDoesNotExist) {
+  MakeProjects({"q"});
+  ASSERT_OK(workspaces().CreateWorkspace({"q", "theirs"}, "", ""));
+  ASSERT_OK(jobs().Create(JobOf("q", "running"), "r1"));
+  ASSERT_EQ(ClaimId(), "running");
+  ASSERT_OK(jobs().Create(JobOf("q", "done"), ""));
+  ASSERT_OK(jobs().RequestCancel("q", "done"));
+  ASSERT_OK(jobs().Create(JobOf("q", "waiting"), ""));
+  for (const char* id : {"running", "done", "waiting"}) {
+    SCOPED_TRACE(id);
+    ASSERT_OK_AND_ASSIGN(const Job before, jobs().Get(id));
+    EXPECT_EQ(TextOf(jobs().Find(kProject, id), id), TextOf(jobs().Find(kProject, "none"), "none"));
+    EXPECT_EQ(TextOf(jobs().Delete(kProject, id), id), TextOf(jobs().Delete(kProject, "none"), "none"));
+    EXPECT_EQ(TextOf(jobs().RequestCancel(kProject, id), id), TextOf(jobs().RequestCancel(kProject, "none"), "none"));
+    EXPECT_REASON(jobs().Find(kProject, id), OPERATION_NOT_FOUND);
+    EXPECT_REASON(jobs().Delete(kProject, id), OPERATION_NOT_FOUND);
+    EXPECT_REASON(jobs().RequestCancel(kProject, id), OPERATION_NOT_FOUND);
+    ASSERT_OK_AND_ASSIGN(const Job after, jobs().Find("q", id));
+    EXPECT_TRUE(SameJob(before, after));
+  }
+  EXPECT_EQ(TextOf(jobs().Create(NewJob("new", "theirs"), ""), "theirs"),
+            TextOf(jobs().Create(NewJob("new", "none"), ""), "none"));
+
+  // Lists and their tokens.
+  ASSERT_OK(jobs().Create(NewJob("mine"), ""));
+  for (const JobFilter& filter : {JobFilter(), JobFilter{.workspace = "workspaces/w"}, JobFilter{.method = "SaveModel"},
+                                  JobFilter{.done = false}, JobFilter{.state = Metadata::PENDING}}) {
+    ASSERT_OK_AND_ASSIGN(const JobPage page, jobs().List(kProject, filter, 0, ""));
+    EXPECT_THAT(Ids(page.jobs), ElementsAre("mine"));
+  }
+  ASSERT_OK_AND_ASSIGN(const JobPage page, jobs().List("q", {}, 1, ""));
+  EXPECT_REASON(jobs().List(kProject, {}, 1, page.next_page_token), PAGE_TOKEN_INVALID);
+  EXPECT_EQ(TextOf(jobs().List(kProject, {}, 1, page.next_page_token), ""), TextOf(jobs().List(kProject, {}, 1, "x"), ""));
+
+  // A request id that q used is free here, for another request.
+  ASSERT_OK_AND_ASSIGN(const Job same_id, jobs().Create(NewJob("mine2"), "r1"));
+  EXPECT_EQ(same_id.id, "mine2");
+  EXPECT_EQ(same_id.project, kProject);
+  Job again = JobOf("q", "running");
+  again.id = "other";
+  ASSERT_OK_AND_ASSIGN(const Job replayed, jobs().Create(again, "r1"));
+  EXPECT_EQ(replayed.id, "running");
 }
 
 // ---- Sudden death -----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,16 @@
 #include <gtest/gtest.h>
 
+#include <cstdint>
+#include <memory>
+#include <optional>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/client_context.h"
+#include "server/blobs/directory_blob_store.h"
+#include "server/sql/schema.h"
+#include "server/workspaces/sql_workspace_store.h"
+#include "tests/server/base/status_testing.h"
 #include "tests/server/testing/daemon_fixture.h"
 
 namespace modelpress::server {
@@ -136,6 +143,118 @@ TEST_F(WorkspacesServiceTest, KnownContentIsNotSentAgain) {
   MakeWorkspace("v");
   EXPECT_TRUE(StartUpload("workspaces/v/files/b", content).complete());
   EXPECT_EQ(Get("workspaces/v/files/b"), content);
+}
+
+// What another process on the same data folder can do, for any project.
+class Beside {
+ public:
+  explicit Beside(const std::string& folder) {
+    absl::StatusOr<std::unique_ptr<Database>> database = OpenDatabase(folder + "/data/modelpress.db");
+    absl::StatusOr<std::unique_ptr<DirectoryBlobStore>> blobs = DirectoryBlobStore::OpenFolder(folder + "/data");
+    EXPECT_OK(database);
+    EXPECT_OK(blobs);
+    database_ = *std::move(database);
+    blobs_ = *std::move(blobs);
+    workspaces_.emplace(*database_, clock_, quotas_);
+  }
+  WorkspaceStore& workspaces() { return *workspaces_; }
+  BlobStore& blobs() { return *blobs_; }
+
+ private:
+  const SystemClock clock_;
+  const Quotas quotas_;
+  std::unique_ptr<Database> database_;
+  std::unique_ptr<BlobStore> blobs_;
+  std::optional<SqlWorkspaceStore> workspaces_;
+};
+
+TEST_F(WorkspacesServiceTest, WhatOnlyOthersHaveIsToBeSent) {
+  const std::string content = Content(1000);
+  const BlobInfo blob{Sha256Hex(content), content.size()};
+  {
+    Beside beside(folder_);
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<BlobWriter> writer, beside.blobs().OpenWriter("uother", blob));
+    ASSERT_OK(writer->Append(absl::MakeConstSpan(content)));
+    ASSERT_OK(writer->Finish());
+    ASSERT_OK(beside.workspaces().CreateWorkspace({"other", "w"}, "", ""));
+    ASSERT_OK(beside.workspaces().PutFile({"other", "w"}, {.path = "a", .sha256 = blob.sha256, .size_bytes = content.size()}));
+  }
+  const v1::Upload known_to_others = StartUpload("workspaces/w/files/a", content);
+  const v1::Upload unknown = StartUpload("workspaces/w/files/b", Content(1000, 2));
+  for (const v1::Upload& upload : {known_to_others, unknown, GetUpload(known_to_others.name()), GetUpload(unknown.name())}) {
+    EXPECT_FALSE(upload.complete());
+    EXPECT_EQ(upload.committed_size(), 0);
+  }
+  v1::Upload answer;
+  ASSERT_TRUE(SendBytes(known_to_others, content, 500, &answer).ok());
+  EXPECT_FALSE(GetUpload(known_to_others.name()).complete());
+  // Bytes of the right number that are not the content prove nothing.
+  EXPECT_EQ(ReasonOf(SendBytes(answer, content.substr(0, 500) + std::string(500, 'x'), 1000, &answer)), "DIGEST_MISMATCH");
+  EXPECT_FALSE(StartUpload("workspaces/w/files/a", content).complete());
+  PutFile("workspaces/w/files/a", content);
+  EXPECT_EQ(Get("workspaces/w/files/a"), content);
+  EXPECT_TRUE(StartUpload("workspaces/w/files/c", content).complete());  // the project has it now
+}
+
+TEST_F(WorkspacesServiceTest, AStopBetweenStoringAndNamingIsMadeUpFor) {
+  const std::string content = Content(1000);
+  const v1::Upload upload = StartUpload("workspaces/w/files/a", content);
+  Beside beside(folder_);
+  const std::string id = upload.name().substr(upload.name().rfind('/') + 1);
+  ASSERT_OK_AND_ASSIGN(const UploadRow row, beside.workspaces().GetUpload({"default", "w"}, id));
+  {
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<BlobWriter> writer, beside.blobs().OpenWriter(id, {row.sha256, row.size_bytes}));
+    ASSERT_OK(writer->Append(absl::MakeConstSpan(content)));
+    ASSERT_OK(writer->Verify());
+    ASSERT_OK(beside.workspaces().SetUploadVerified(row));
+    EXPECT_FALSE(GetUpload(upload.name()).complete());
+    EXPECT_EQ(GetUpload(upload.name()).committed_size(), content.size());
+    ASSERT_OK(writer->Finish());
+  }
+  const v1::Upload completed = GetUpload(upload.name());
+  EXPECT_TRUE(completed.complete());
+  EXPECT_EQ(completed.committed_size(), content.size());
+  EXPECT_EQ(Get("workspaces/w/files/a"), content);
+}
+
+TEST_F(WorkspacesServiceTest, NoFileIsLargerThanTheServerCanCount) {
+  for (const uint64_t size : {(uint64_t{1} << 46) + 1, uint64_t{1} << 63, UINT64_MAX}) {
+    grpc::ClientContext context;
+    v1::StartUploadRequest request;
+    request.set_file("workspaces/w/files/a");
+    request.set_size_bytes(size);
+    request.set_sha256(std::string(64, 'a'));
+    v1::Upload upload;
+    const grpc::Status status = workspaces_->StartUpload(&context, request, &upload);
+    EXPECT_EQ(ReasonOf(status), "REQUEST_INVALID");
+    EXPECT_EQ(MetadataOf(status, "field"), "size_bytes");
+  }
+}
+
+TEST_F(WorkspacesServiceTest, QuotasAreToldWithTheirNumbers) {
+  Stop();
+  DaemonOptions options = Options();
+  options.quotas = Quotas({.bytes = 1000, .workspaces = 2}, {});
+  Start(options);
+  PutFile("workspaces/w/files/a", Content(600));
+  grpc::ClientContext start;
+  v1::StartUploadRequest request;
+  request.set_file("workspaces/w/files/b");
+  request.set_size_bytes(401);
+  request.set_sha256(Sha256Hex("b"));
+  v1::Upload upload;
+  const grpc::Status refused = workspaces_->StartUpload(&start, request, &upload);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(ReasonOf(refused), "QUOTA_EXCEEDED");
+  EXPECT_EQ(MetadataOf(refused, "quota"), "bytes");
+  EXPECT_EQ(MetadataOf(refused, "limit"), "1000");
+  EXPECT_EQ(MetadataOf(refused, "used"), "600");
+  PutFile("workspaces/w/files/b", Content(400));
+  MakeWorkspace("v");
+  grpc::ClientContext create;
+  v1::CreateWorkspaceRequest third;
+  v1::Workspace workspace;
+  EXPECT_EQ(MetadataOf(workspaces_->CreateWorkspace(&create, third, &workspace), "quota"), "workspaces");
 }
 
 TEST_F(WorkspacesServiceTest, WrongOffsetTellsTheRightOne) {

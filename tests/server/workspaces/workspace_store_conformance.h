@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -59,6 +60,12 @@ class WorkspaceStoreConformance : public testing::TestWithParam<StoreHarnessFact
     absl::StatusOr<std::vector<FileRow>> files = workspaces().Snapshot(Key("w"), folder, 100);
     EXPECT_OK(files);
     return files.ok() ? Paths(*files) : std::vector<std::string>();
+  }
+  std::string UsageOf(const std::string& project) {
+    absl::StatusOr<ProjectUsage> usage = workspaces().Usage(project);
+    EXPECT_OK(usage);
+    return absl::StrCat(usage->bytes, " bytes, ", usage->files, " files, ", usage->uploads, " uploads, ", usage->workspaces,
+                        " workspaces, ", usage->pending, " pending, ", usage->running, " running");
   }
   static Job NewJob(const std::string& id) {
     Job job;
@@ -298,6 +305,19 @@ TEST_P(WorkspaceStoreConformance, ManyThreadsOfTwoProcessesShareOneUpload) {
   EXPECT_EQ(ids.size(), 1);
 }
 
+TEST_P(WorkspaceStoreConformance, AVerifiedUploadIsMarked) {
+  ASSERT_OK_AND_ASSIGN(UploadRow upload, workspaces().FindOrCreateUpload(Upload("u1")));
+  EXPECT_FALSE(upload.verified);
+  ASSERT_OK(workspaces().FindOrCreateUpload(Upload("u2", "other")));
+  ASSERT_OK(workspaces().SetUploadVerified(upload));
+  Reopen();
+  EXPECT_TRUE(workspaces().GetUpload(Key("w"), "u1")->verified);
+  EXPECT_TRUE(workspaces().FindOrCreateUpload(Upload("u3"))->verified);
+  EXPECT_FALSE(workspaces().GetUpload(Key("w"), "u2")->verified);
+  ASSERT_OK(workspaces().DeleteUpload(Key("w"), "u1"));
+  EXPECT_REASON(workspaces().SetUploadVerified(upload), UPLOAD_NOT_FOUND);
+}
+
 TEST_P(WorkspaceStoreConformance, NothingWorksInAWorkspaceThatIsGone) {
   UploadRow upload = Upload("u1");
   upload.workspace = Key("gone");
@@ -309,6 +329,392 @@ TEST_P(WorkspaceStoreConformance, NothingWorksInAWorkspaceThatIsGone) {
   EXPECT_REASON(workspaces().FindOrCreateUpload(upload), WORKSPACE_NOT_FOUND);
   EXPECT_REASON(workspaces().GetUpload(Key("gone"), "u1"), WORKSPACE_NOT_FOUND);
   EXPECT_REASON(workspaces().FinishUpload(upload), WORKSPACE_NOT_FOUND);
+  EXPECT_REASON(workspaces().SetUploadVerified(upload), WORKSPACE_NOT_FOUND);
+}
+
+// ---- Usage and quotas -------------------------------------------------------------------------------------------------------
+
+TEST_P(WorkspaceStoreConformance, UsageFollowsEveryChange) {
+  EXPECT_EQ(UsageOf(kProject), "0 bytes, 0 files, 0 uploads, 1 workspaces, 0 pending, 0 running");
+  ASSERT_OK(workspaces().PutFile(Key("w"), File("a", 'a', 10)));
+  ASSERT_OK(workspaces().PutFile(Key("w"), File("b", 'a', 10)));  // the same content counts again
+  EXPECT_EQ(UsageOf(kProject), "20 bytes, 2 files, 0 uploads, 1 workspaces, 0 pending, 0 running");
+  ASSERT_OK(workspaces().PutFile(Key("w"), File("a", 'b', 3)));
+  EXPECT_EQ(UsageOf(kProject), "13 bytes, 2 files, 0 uploads, 1 workspaces, 0 pending, 0 running");
+  ASSERT_OK_AND_ASSIGN(const UploadRow upload, workspaces().FindOrCreateUpload(Upload("u1", "b", 'c', 100)));
+  ASSERT_OK(workspaces().FindOrCreateUpload(Upload("u2", "b", 'c', 100)));  // the same upload
+  ASSERT_OK(workspaces().FindOrCreateUpload(Upload("u3", "b", 'd', 1000)));
+  EXPECT_EQ(UsageOf(kProject), "1113 bytes, 2 files, 2 uploads, 1 workspaces, 0 pending, 0 running");
+  ASSERT_OK(workspaces().FinishUpload(upload));
+  EXPECT_EQ(UsageOf(kProject), "1103 bytes, 2 files, 1 uploads, 1 workspaces, 0 pending, 0 running");
+  ASSERT_OK(workspaces().DeleteUpload(Key("w"), "u3"));
+  ASSERT_OK(workspaces().DeleteUpload(Key("w"), "u3"));
+  EXPECT_EQ(UsageOf(kProject), "103 bytes, 2 files, 0 uploads, 1 workspaces, 0 pending, 0 running");
+  ASSERT_OK(workspaces().DeleteFile(Key("w"), "b"));
+  EXPECT_REASON(workspaces().DeleteFile(Key("w"), "b"), FILE_NOT_FOUND);
+  EXPECT_EQ(UsageOf(kProject), "3 bytes, 1 files, 0 uploads, 1 workspaces, 0 pending, 0 running");
+  for (const char* id : {"o1", "o2", "o3"}) {
+    ASSERT_OK(handle_->jobs().Create(NewJob(id), ""));
+  }
+  ASSERT_OK(handle_->jobs().Claim({"worker"}));
+  ASSERT_OK(handle_->jobs().Claim({"worker"}));
+  ASSERT_OK(handle_->jobs().RequestCancel(kProject, "o2"));
+  EXPECT_EQ(UsageOf(kProject), "3 bytes, 1 files, 0 uploads, 1 workspaces, 1 pending, 2 running");
+  ASSERT_OK(handle_->jobs().Finish("o1", 1,
+                                   {.state = v1::OperationMetadata::SUCCEEDED,
+                                    .response = google::protobuf::Any(),
+                                    .outputs = {{"a", std::string(64, 'e'), 5}, {"out", std::string(64, 'e'), 5}}}));
+  ASSERT_OK(handle_->jobs().Requeue("o2", 1, /*failed=*/false));
+  ASSERT_OK(handle_->jobs().RequestCancel(kProject, "o3"));
+  ASSERT_OK(workspaces().CreateWorkspace(Key("v"), "", ""));
+  ASSERT_OK(workspaces().PutFile(Key("v"), File("a", 'a', 1000)));
+  ASSERT_OK(workspaces().CreateWorkspace({"q", "w"}, "", ""));
+  ASSERT_OK(workspaces().PutFile({"q", "w"}, File("a", 'a', 77)));
+  Reopen();
+  EXPECT_EQ(UsageOf(kProject), "1010 bytes, 3 files, 0 uploads, 2 workspaces, 0 pending, 0 running");
+  ASSERT_OK(workspaces().DeleteWorkspace(Key("w")));
+  EXPECT_EQ(UsageOf(kProject), "1000 bytes, 1 files, 0 uploads, 1 workspaces, 0 pending, 0 running");
+  EXPECT_EQ(UsageOf("q"), "77 bytes, 1 files, 0 uploads, 1 workspaces, 0 pending, 0 running");
+  EXPECT_EQ(UsageOf("none"), "0 bytes, 0 files, 0 uploads, 0 workspaces, 0 pending, 0 running");
+}
+
+TEST_P(WorkspaceStoreConformance, BytesAreLimited) {
+  quotas_ = Quotas({.bytes = 100}, {{"big", {.bytes = 1000}}, {"free", {}}});
+  ASSERT_OK(workspaces().PutFile(Key("w"), File("a", 'a', 60)));
+  const absl::Status refused = workspaces().PutFile(Key("w"), File("b", 'b', 41));
+  EXPECT_REASON(refused, QUOTA_EXCEEDED);
+  EXPECT_THAT(MetadataOf(refused), testing::IsSupersetOf({testing::Pair("quota", "bytes"), testing::Pair("limit", "100"),
+                                                          testing::Pair("used", "60")}));
+  EXPECT_REASON(workspaces().GetFile(Key("w"), "b"), FILE_NOT_FOUND);
+  EXPECT_REASON(workspaces().PutFile(Key("w"), File("a", 'b', 101)), QUOTA_EXCEEDED);
+  EXPECT_EQ(workspaces().GetFile(Key("w"), "a")->size_bytes, 60);
+  EXPECT_OK(workspaces().PutFile(Key("w"), File("a", 'b', 100)));  // the difference is what counts
+  EXPECT_OK(workspaces().PutFile(Key("w"), File("a", 'b', 60)));
+  // Other workspaces of the project count, other projects do not.
+  ASSERT_OK(workspaces().CreateWorkspace(Key("v"), "", ""));
+  EXPECT_REASON(workspaces().PutFile(Key("v"), File("b", 'b', 41)), QUOTA_EXCEEDED);
+  for (const char* project : {"q", "big", "free"}) {
+    ASSERT_OK(workspaces().CreateWorkspace({project, "w"}, "", ""));
+  }
+  EXPECT_OK(workspaces().PutFile({"q", "w"}, File("b", 'b', 100)));
+  EXPECT_OK(workspaces().PutFile({"big", "w"}, File("b", 'b', 1000)));
+  EXPECT_REASON(workspaces().PutFile({"big", "w"}, File("c", 'b', 1)), QUOTA_EXCEEDED);
+  EXPECT_OK(workspaces().PutFile({"free", "w"}, File("b", 'b', uint64_t{1} << 50)));
+  // An unfinished upload holds its room, and only that can refuse it.
+  EXPECT_REASON(workspaces().FindOrCreateUpload(Upload("u1", "u", 'c', 41)), QUOTA_EXCEEDED);
+  EXPECT_REASON(workspaces().FindOrCreateUpload(Upload("u1", "u", 'c', UINT64_MAX >> 1)), QUOTA_EXCEEDED);
+  EXPECT_REASON(workspaces().GetUpload(Key("w"), "u1"), UPLOAD_NOT_FOUND);
+  ASSERT_OK_AND_ASSIGN(const UploadRow upload, workspaces().FindOrCreateUpload(Upload("u1", "u", 'c', 40)));
+  EXPECT_REASON(workspaces().PutFile(Key("w"), File("b", 'b', 1)), QUOTA_EXCEEDED);
+  EXPECT_REASON(workspaces().FindOrCreateUpload(Upload("u2", "u", 'd', 1)), QUOTA_EXCEEDED);
+  EXPECT_OK(workspaces().FindOrCreateUpload(Upload("u2", "u", 'c', 40)));  // the same
+  EXPECT_OK(workspaces().FindOrCreateUpload(Upload("u3", "u", 'e', 0)));
+  quotas_ = Quotas({.bytes = 10}, {});
+  EXPECT_OK(workspaces().FinishUpload(upload));
+  EXPECT_OK(workspaces().PutFile(Key("w"), File("a", 'b', 59)));  // shrinks
+  EXPECT_REASON(workspaces().PutFile(Key("w"), File("a", 'b', 60)), QUOTA_EXCEEDED);
+}
+
+TEST_P(WorkspaceStoreConformance, WorkspacesAreLimited) {
+  quotas_ = Quotas({.workspaces = 2}, {});
+  ASSERT_OK(workspaces().CreateWorkspace(Key("v"), "", "r1"));
+  const absl::Status refused = workspaces().CreateWorkspace(Key("u"), "", "r2").status();
+  EXPECT_REASON(refused, QUOTA_EXCEEDED);
+  EXPECT_THAT(MetadataOf(refused), testing::IsSupersetOf({testing::Pair("quota", "workspaces"), testing::Pair("limit", "2"),
+                                                          testing::Pair("used", "2")}));
+  EXPECT_REASON(workspaces().GetWorkspace(Key("u")), WORKSPACE_NOT_FOUND);
+  EXPECT_REASON(workspaces().CreateWorkspace(Key("v"), "", ""), WORKSPACE_EXISTS);
+  EXPECT_OK(workspaces().CreateWorkspace(Key("v"), "", "r1"));
+  EXPECT_OK(workspaces().CreateWorkspace({"q", "u"}, "", ""));
+  ASSERT_OK(workspaces().DeleteWorkspace(Key("w")));
+  EXPECT_OK(workspaces().CreateWorkspace(Key("u"), "", "r2"));
+}
+
+TEST_P(WorkspaceStoreConformance, ManyCallersDoNotOvershootAQuota) {
+  quotas_ = Quotas({.bytes = 35, .workspaces = 3}, {});
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_, quotas_);
+  std::vector<std::thread> threads;
+  threads.reserve(9);
+  for (int i = 0; i < 9; ++i) {
+    threads.emplace_back([&, i] {
+      WorkspaceStore& store = i % 2 == 0 ? workspaces() : other->workspaces();
+      const std::string name = absl::StrCat("n", i);
+      absl::Status status;
+      if (i % 3 == 0) {
+        status = store.PutFile(Key("w"), File(name, 'a', 10));
+      } else if (i % 3 == 1) {
+        status = store.FindOrCreateUpload(Upload(name, name, 'b', 10)).status();
+      } else {
+        status = store.CreateWorkspace(Key(name), "", "").status();
+      }
+      EXPECT_TRUE(status.ok() || ReasonOf(status) == v1::QUOTA_EXCEEDED) << status;
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  ASSERT_OK_AND_ASSIGN(const ProjectUsage usage, workspaces().Usage(kProject));
+  EXPECT_EQ(usage.bytes, 30);
+  EXPECT_EQ(usage.files + usage.uploads, 3);
+  EXPECT_EQ(usage.workspaces, 3);
+}
+
+// ---- Projects ---------------------------------------------------------------------------------------------------------------
+
+TEST_P(WorkspaceStoreConformance, ContentIsKnownToTheProjectThatHasIt) {
+  const std::string a(64, 'a');
+  ASSERT_OK(workspaces().PutFile(Key("w"), File("a", 'a', 5)));
+  ASSERT_OK(workspaces().FindOrCreateUpload(Upload("u1", "b", 'b', 5)));
+  EXPECT_TRUE(*workspaces().HasContent(kProject, a, 5));
+  EXPECT_FALSE(*workspaces().HasContent(kProject, a, 6));
+  EXPECT_FALSE(*workspaces().HasContent(kProject, std::string(64, 'b'), 5));  // not yet
+  EXPECT_FALSE(*workspaces().HasContent("q", a, 5));
+  ASSERT_OK(workspaces().DeleteFile(Key("w"), "a"));
+  EXPECT_FALSE(*workspaces().HasContent(kProject, a, 5));
+}
+
+TEST_P(WorkspaceStoreConformance, WhatOthersHaveDoesNotExist) {
+  const WorkspaceKey theirs{"q", "theirs"};
+  const WorkspaceKey mine = Key("theirs");  // of the same name, not there
+  const WorkspaceKey none = Key("none");
+  ASSERT_OK(workspaces().CreateWorkspace(theirs, "", "r1"));
+  ASSERT_OK(workspaces().PutFile(theirs, File("secret")));
+  UploadRow upload = Upload("u1", "up");
+  upload.workspace = theirs;
+  ASSERT_OK_AND_ASSIGN(upload, workspaces().FindOrCreateUpload(upload));
+
+  auto same = [](const auto& a, const auto& b) {
+    EXPECT_FALSE(StatusOf(a).ok());
+    EXPECT_EQ(TextOf(a, "theirs"), TextOf(b, "none"));
+  };
+  WorkspaceStore& store = workspaces();
+  same(store.GetWorkspace(mine), store.GetWorkspace(none));
+  same(store.DeleteWorkspace(mine), store.DeleteWorkspace(none));
+  same(store.GetFile(mine, "secret"), store.GetFile(none, "secret"));
+  same(store.ListFiles(mine, 0, ""), store.ListFiles(none, 0, ""));
+  same(store.Snapshot(mine, "", 10), store.Snapshot(none, "", 10));
+  same(store.PutFile(mine, File("secret")), store.PutFile(none, File("secret")));
+  same(store.DeleteFile(mine, "secret"), store.DeleteFile(none, "secret"));
+  same(store.GetUpload(mine, "u1"), store.GetUpload(none, "u1"));
+  auto upload_to = [](const WorkspaceKey& workspace) {
+    UploadRow row = Upload("u1", "up");
+    row.workspace = workspace;
+    return row;
+  };
+  same(store.FindOrCreateUpload(upload_to(mine)), store.FindOrCreateUpload(upload_to(none)));
+  same(store.FinishUpload(upload_to(mine)), store.FinishUpload(upload_to(none)));
+  same(store.SetUploadVerified(upload_to(mine)), store.SetUploadVerified(upload_to(none)));
+  EXPECT_OK(store.DeleteUpload(mine, "u1"));
+  ASSERT_OK_AND_ASSIGN(const Page<WorkspaceRow> page, store.ListWorkspaces(kProject, 0, ""));
+  ASSERT_EQ(page.rows.size(), 1);
+  EXPECT_EQ(page.rows[0].id, "w");
+
+  // The name is free, with the same request id too, and what is done there is done there only.
+  ASSERT_OK(store.CreateWorkspace(mine, "", "r1"));
+  EXPECT_REASON(store.GetFile(mine, "secret"), FILE_NOT_FOUND);
+  EXPECT_EQ(TextOf(store.GetUpload(mine, "u1"), "u1"), TextOf(store.GetUpload(mine, "u9"), "u9"));
+  EXPECT_EQ(TextOf(store.FinishUpload(upload_to(mine)), ""), TextOf(store.GetUpload(mine, "u1"), ""));
+  EXPECT_OK(store.DeleteUpload(mine, "u1"));
+  ASSERT_OK(store.PutFile(mine, File("secret", 'b')));
+  ASSERT_OK(store.DeleteFile(mine, "secret"));
+  ASSERT_OK(store.DeleteWorkspace(mine));
+  ASSERT_OK_AND_ASSIGN(const FileRow file, store.GetFile(theirs, "secret"));
+  EXPECT_EQ(file.sha256, std::string(64, 'a'));
+  EXPECT_OK(store.GetUpload(theirs, "u1"));
+
+  // Page tokens are of one project.
+  for (const char* project : {kProject, "q"}) {
+    for (const char* id : {"x1", "x2"}) {
+      ASSERT_OK(store.CreateWorkspace({project, id}, "", ""));
+      ASSERT_OK(store.PutFile({project, "x1"}, File(id)));
+    }
+  }
+  const std::string workspaces_token = store.ListWorkspaces("q", 1, "")->next_page_token;
+  const std::string files_token = store.ListFiles({"q", "x1"}, 1, "")->next_page_token;
+  EXPECT_REASON(store.ListWorkspaces(kProject, 1, workspaces_token), PAGE_TOKEN_INVALID);
+  EXPECT_EQ(TextOf(store.ListWorkspaces(kProject, 1, workspaces_token), ""), TextOf(store.ListWorkspaces(kProject, 1, "x"), ""));
+  EXPECT_REASON(store.ListFiles(Key("x1"), 1, files_token), PAGE_TOKEN_INVALID);
+}
+
+// ---- Housekeeping -----------------------------------------------------------------------------------------------------------
+
+TEST_P(WorkspaceStoreConformance, OnlyUnreferencedContentIsRemoved) {
+  const std::string a(64, 'a');
+  auto removed = [this](const std::string& sha256) {
+    bool called = false;
+    absl::StatusOr<bool> removed = workspaces().RemoveUnreferenced(sha256, [&] {
+      called = true;
+      return absl::OkStatus();
+    });
+    EXPECT_OK(removed);
+    EXPECT_EQ(called, *removed);
+    return called;
+  };
+  EXPECT_TRUE(removed(a));
+  ASSERT_OK(workspaces().CreateWorkspace({"q", "w"}, "", ""));
+  ASSERT_OK(workspaces().PutFile({"q", "w"}, File("a", 'a')));
+  EXPECT_FALSE(removed(a));
+  EXPECT_TRUE(removed(std::string(64, 'b')));
+  ASSERT_OK(workspaces().DeleteFile({"q", "w"}, "a"));
+  EXPECT_TRUE(removed(a));
+
+  ASSERT_OK(workspaces().FindOrCreateUpload(Upload("u1")));
+  EXPECT_FALSE(removed(a));
+  ASSERT_OK(workspaces().DeleteUpload(Key("w"), "u1"));
+  EXPECT_TRUE(removed(a));
+  ASSERT_OK(workspaces().PutFile({"q", "w"}, File("a", 'a')));
+  ASSERT_OK(workspaces().DeleteWorkspace({"q", "w"}));
+  EXPECT_TRUE(removed(a));
+
+  // What an operation is to read, until it has ended, in whatever way.
+  JobStore& jobs = handle_->jobs();
+  Job job = NewJob("o1");
+  for (const char* path : {"m", "n"}) {  // the same content twice
+    v1::File& input = *job.metadata.add_inputs();
+    input.set_name(absl::StrCat("workspaces/w/files/", path));
+    input.set_sha256(a);
+  }
+  auto create = [&] {  // with the file gone as soon as the job is there
+    ASSERT_OK(workspaces().PutFile(Key("w"), File("m", 'a')));
+    ASSERT_OK(jobs.Create(job, ""));
+    ASSERT_OK(workspaces().DeleteFile(Key("w"), "m"));
+  };
+  create();
+  EXPECT_FALSE(removed(a));
+  ASSERT_OK(jobs.Claim({"worker"}));
+  EXPECT_FALSE(removed(a));
+  ASSERT_OK(jobs.Requeue("o1", 1, /*failed=*/true));
+  EXPECT_FALSE(removed(a));
+  ASSERT_OK(jobs.Claim({"worker"}));
+  ASSERT_OK(jobs.Finish("o1", 2, {.state = v1::OperationMetadata::SUCCEEDED, .response = google::protobuf::Any()}));
+  EXPECT_TRUE(removed(a));
+  job.id = "o2";
+  create();
+  ASSERT_OK(jobs.RequestCancel(kProject, "o2"));
+  EXPECT_TRUE(removed(a));
+  job.id = "o3";
+  create();
+  ASSERT_OK(jobs.Claim({"worker"}));
+  ASSERT_OK(jobs.RequestCancel(kProject, "o3"));
+  EXPECT_FALSE(removed(a));
+  ASSERT_OK(jobs.Requeue("o3", 1, /*failed=*/true));
+  EXPECT_TRUE(removed(a));
+
+  EXPECT_REASON(workspaces().RemoveUnreferenced(a, [] { return MakeError(v1::STORAGE_ERROR, "no"); }), STORAGE_ERROR);
+}
+
+TEST_P(WorkspaceStoreConformance, NothingComesToReferToContentThatIsBeingRemoved) {
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_, quotas_);
+  std::atomic<bool> begun = false;
+  std::atomic<bool> linked = false;
+  std::thread writer;
+  ASSERT_OK(workspaces().RemoveUnreferenced(std::string(64, 'a'), [&] {
+    writer = std::thread([&] {
+      begun = true;
+      EXPECT_OK(other->workspaces().PutFile(Key("w"), File("a", 'a')));
+      linked = true;
+    });
+    while (!begun) {
+      std::this_thread::yield();
+    }
+    for (int i = 0; i < 100; ++i) {  // as long as many commits take
+      EXPECT_REASON(other->workspaces().GetFile(Key("w"), "a"), FILE_NOT_FOUND);
+    }
+    EXPECT_FALSE(linked);
+    return absl::OkStatus();
+  }));
+  writer.join();
+  EXPECT_OK(workspaces().GetFile(Key("w"), "a"));
+}
+
+TEST_P(WorkspaceStoreConformance, OldUploadsAreGivenUp) {
+  ASSERT_OK(workspaces().FindOrCreateUpload(Upload("u1", "a", 'a', 10)));
+  ASSERT_OK(workspaces().CreateWorkspace({"q", "w"}, "", ""));
+  UploadRow theirs = Upload("u2", "a", 'a', 10);
+  theirs.workspace = {"q", "w"};
+  ASSERT_OK(workspaces().FindOrCreateUpload(theirs));
+  clock_.Advance(absl::Seconds(1));
+  const absl::Time now = clock_.Now();
+  ASSERT_OK(workspaces().FindOrCreateUpload(Upload("u3", "c", 'a', 100)));
+  ASSERT_OK(workspaces().FindOrCreateUpload(Upload("u4", "a", 'a', 10)));  // u1, begun before
+  EXPECT_TRUE(*workspaces().UploadExists("u1"));
+  EXPECT_TRUE(*workspaces().UploadExists("u2"));
+  EXPECT_FALSE(*workspaces().UploadExists("u4"));
+  Reopen();
+  ASSERT_OK_AND_ASSIGN(const std::vector<std::string> ids, workspaces().DeleteUploadsBefore(now));
+  EXPECT_THAT(ids, testing::UnorderedElementsAre("u1", "u2"));
+  EXPECT_FALSE(*workspaces().UploadExists("u1"));
+  EXPECT_FALSE(*workspaces().UploadExists("u2"));
+  EXPECT_TRUE(*workspaces().UploadExists("u3"));
+  EXPECT_REASON(workspaces().GetUpload(Key("w"), "u1"), UPLOAD_NOT_FOUND);
+  EXPECT_EQ(UsageOf(kProject), "100 bytes, 0 files, 1 uploads, 1 workspaces, 0 pending, 0 running");
+  EXPECT_EQ(UsageOf("q"), "0 bytes, 0 files, 0 uploads, 1 workspaces, 0 pending, 0 running");
+}
+
+TEST_P(WorkspaceStoreConformance, WorkspacesThatNobodyUsesAreDeleted) {
+  JobStore& jobs = handle_->jobs();
+  // One workspace for each kind of use, all of them in use before; "w" stays unused.
+  const std::vector<std::string> used = {"put", "delete", "begin", "finish", "discard", "accept", "end", "cancel", "made"};
+  for (const std::string& id : used) {
+    if (id != "made") {
+      ASSERT_OK(workspaces().CreateWorkspace(Key(id), "", ""));
+      ASSERT_OK(workspaces().PutFile(Key(id), File("a")));
+    }
+  }
+  auto upload_to = [](const std::string& id) {
+    UploadRow row = Upload(absl::StrCat("u", id));
+    row.workspace = Key(id);
+    return row;
+  };
+  auto job_in = [](const std::string& id) {
+    Job job = NewJob(id);
+    job.metadata.set_workspace(absl::StrCat("workspaces/", id));
+    return job;
+  };
+  ASSERT_OK(workspaces().FindOrCreateUpload(upload_to("finish")));
+  ASSERT_OK(workspaces().FindOrCreateUpload(upload_to("discard")));
+  ASSERT_OK(workspaces().FindOrCreateUpload(upload_to("w")));
+  ASSERT_OK(jobs.Create(job_in("end"), ""));
+  ASSERT_OK(jobs.Claim({"worker"}));
+  ASSERT_OK(jobs.Create(job_in("cancel"), ""));
+  clock_.Advance(absl::Hours(1));
+  const absl::Time since = clock_.Now();
+  ASSERT_OK(workspaces().PutFile(Key("put"), File("b")));
+  ASSERT_OK(workspaces().DeleteFile(Key("delete"), "a"));
+  ASSERT_OK(workspaces().FindOrCreateUpload(upload_to("begin")));
+  ASSERT_OK(workspaces().FinishUpload(upload_to("finish")));
+  ASSERT_OK(workspaces().DeleteUpload(Key("discard"), "udiscard"));
+  ASSERT_OK(jobs.Create(job_in("accept"), ""));
+  ASSERT_OK(jobs.RequestCancel(kProject, "accept"));
+  ASSERT_OK(jobs.Finish("end", 1, {.state = v1::OperationMetadata::SUCCEEDED, .response = google::protobuf::Any()}));
+  ASSERT_OK(jobs.RequestCancel(kProject, "cancel"));
+  ASSERT_OK(workspaces().CreateWorkspace(Key("made"), "", ""));
+  // To look is no use, nor is housekeeping.
+  ASSERT_OK(workspaces().GetWorkspace(Key("w")));
+  ASSERT_OK(workspaces().Snapshot(Key("w"), "", 10));
+  ASSERT_OK(workspaces().DeleteUploadsBefore(since - absl::Minutes(1)));
+
+  ASSERT_OK_AND_ASSIGN(std::vector<WorkspaceKey> deleted, workspaces().DeleteIdleWorkspaces(since, 100));
+  EXPECT_THAT(deleted, ElementsAre(Key("w")));
+  EXPECT_REASON(workspaces().GetWorkspace(Key("w")), WORKSPACE_NOT_FOUND);
+  for (const std::string& id : used) {
+    EXPECT_OK(workspaces().GetWorkspace(Key(id)));
+  }
+
+  // Not while an operation is unfinished, however old it is; the longest unused first.
+  ASSERT_OK(jobs.Create(job_in("put"), ""));
+  clock_.Advance(absl::Hours(1));
+  ASSERT_OK(workspaces().PutFile(Key("delete"), File("b")));
+  clock_.Advance(absl::Hours(1));
+  ASSERT_OK_AND_ASSIGN(deleted, workspaces().DeleteIdleWorkspaces(clock_.Now(), 7));
+  EXPECT_EQ(deleted.size(), 7);
+  EXPECT_OK(workspaces().GetWorkspace(Key("put")));
+  EXPECT_OK(workspaces().GetWorkspace(Key("delete")));
+  ASSERT_OK_AND_ASSIGN(deleted, workspaces().DeleteIdleWorkspaces(clock_.Now(), 7));
+  EXPECT_THAT(deleted, ElementsAre(Key("delete")));
+  ASSERT_OK_AND_ASSIGN(deleted, workspaces().DeleteIdleWorkspaces(clock_.Now(), 7));
+  EXPECT_THAT(deleted, IsEmpty());
+  EXPECT_EQ(UsageOf(kProject), "10 bytes, 2 files, 0 uploads, 1 workspaces, 1 pending, 0 running");
 }
 
 TEST_P(WorkspaceStoreConformance, KilledWhileWritingNothingAcknowledgedIsLostOrTorn) {
