@@ -20,6 +20,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "engine/base/status.h"
 #include "server/base/posix.h"
@@ -27,7 +28,7 @@
 namespace modelpress::server {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using SteadyClock = std::chrono::steady_clock;
 
 // Of the writers of modelpress in one database.
 constexpr char kTakeWriterLock[] = "SELECT pg_advisory_xact_lock(7885631859322810995)";  // "modelprs"
@@ -265,7 +266,7 @@ absl::StatusOr<std::unique_ptr<PostgresConnection>> PostgresConnection::Open(con
     return MakeError(v1::STORAGE_ERROR, absl::StrCat("database ", name, " is of PostgreSQL ", PQserverVersion(raw) / 10'000,
                                                      "; 13 or later is needed"));
   }
-  if (absl::string_view encoding = PQparameterStatus(raw, "server_encoding"); encoding != "UTF8") {
+  if (absl::string_view encoding = absl::NullSafeStringView(PQparameterStatus(raw, "server_encoding")); encoding != "UTF8") {
     return MakeError(v1::STORAGE_ERROR,
                      absl::StrCat("database ", name, " has the encoding ", encoding, "; make it with ENCODING 'UTF8'"));
   }
@@ -297,12 +298,12 @@ absl::StatusOr<Result> PostgresConnection::Receive(int sent) {
   if (sent == 0) {
     return Lost(PQerrorMessage(connection_));
   }
-  const Clock::time_point deadline = Clock::now() + absl::ToChronoMilliseconds(PostgresDatabase::kAnswer);
+  const SteadyClock::time_point deadline = SteadyClock::now() + absl::ToChronoMilliseconds(PostgresDatabase::kAnswer);
   Result last;
   while (true) {
     int unsent = PQflush(connection_);
     while (unsent == 1 || PQisBusy(connection_) == 1) {
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - SteadyClock::now()).count();
       pollfd socket = {PQsocket(connection_), static_cast<short>(unsent == 1 ? POLLIN | POLLOUT : POLLIN), 0};
       const int ready = left <= 0 ? 0 : poll(&socket, 1, static_cast<int>(left));
       if (ready == 0) {
