@@ -79,14 +79,16 @@ void JobEvents::WakeDue(absl::Duration now) {
 
 void JobEvents::Loop() {
   uint64_t version = 0;
+  absl::Duration poll_at;
   std::unique_lock lock(mutex_);
   while (!stopping_) {
     work_ = false;
     // The store is asked without the lock: a change that it shows may be one of our own that Notify told of already, which wakes
     // waiters once more than needed and never once less.
-    if (!waiters_.empty()) {
+    if (!waiters_.empty() && SteadyNow() >= poll_at) {
       lock.unlock();
       absl::StatusOr<uint64_t> now = store_.Version();
+      poll_at = SteadyNow() + store_.poll_interval();
       lock.lock();
       if (!now.ok()) {
         LOG_EVERY_N_SEC(ERROR, 10) << "cannot see changes of the job store: " << now.status();
@@ -100,7 +102,11 @@ void JobEvents::Loop() {
     if (waiters_.empty()) {
       changed_.wait(lock, due);
     } else {
-      changed_.wait_for(lock, absl::ToChronoNanoseconds(store_.poll_interval()), due);
+      absl::Duration next = poll_at;
+      for (const auto& [ticket, waiter] : waiters_) {
+        next = std::min(next, waiter.deadline);
+      }
+      changed_.wait_for(lock, absl::ToChronoNanoseconds(std::max(next - SteadyNow(), absl::ZeroDuration())), due);
     }
   }
 }

@@ -20,6 +20,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "engine/base/status.h"
 #include "server/base/posix.h"
@@ -27,7 +28,7 @@
 namespace modelpress::server {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using SteadyClock = std::chrono::steady_clock;
 
 // Of the writers of modelpress in one database.
 constexpr char kTakeWriterLock[] = "SELECT pg_advisory_xact_lock(7885631859322810995)";  // "modelprs"
@@ -43,7 +44,9 @@ struct ResultDeleter {
 using Result = std::unique_ptr<PGresult, ResultDeleter>;
 
 // libpq's messages end in a line break and may have several lines.
-std::string OneLine(absl::string_view text) { return absl::StrReplaceAll(absl::StripAsciiWhitespace(text), {{"\n", "; "}}); }
+std::string OneLine(absl::string_view text) {
+  return absl::StrReplaceAll(absl::StripAsciiWhitespace(text), {{"\n\t", " "}, {"\n", "; "}});
+}
 
 absl::Status Unavailable(absl::string_view name, absl::string_view what) {
   return MakeError(v1::STORAGE_UNAVAILABLE, absl::StrCat("database ", name, ": ", what, "; try again"));
@@ -263,7 +266,7 @@ absl::StatusOr<std::unique_ptr<PostgresConnection>> PostgresConnection::Open(con
     return MakeError(v1::STORAGE_ERROR, absl::StrCat("database ", name, " is of PostgreSQL ", PQserverVersion(raw) / 10'000,
                                                      "; 13 or later is needed"));
   }
-  if (absl::string_view encoding = PQparameterStatus(raw, "server_encoding"); encoding != "UTF8") {
+  if (absl::string_view encoding = absl::NullSafeStringView(PQparameterStatus(raw, "server_encoding")); encoding != "UTF8") {
     return MakeError(v1::STORAGE_ERROR,
                      absl::StrCat("database ", name, " has the encoding ", encoding, "; make it with ENCODING 'UTF8'"));
   }
@@ -295,12 +298,12 @@ absl::StatusOr<Result> PostgresConnection::Receive(int sent) {
   if (sent == 0) {
     return Lost(PQerrorMessage(connection_));
   }
-  const Clock::time_point deadline = Clock::now() + absl::ToChronoMilliseconds(PostgresDatabase::kAnswer);
+  const SteadyClock::time_point deadline = SteadyClock::now() + absl::ToChronoMilliseconds(PostgresDatabase::kAnswer);
   Result last;
   while (true) {
     int unsent = PQflush(connection_);
     while (unsent == 1 || PQisBusy(connection_) == 1) {
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - SteadyClock::now()).count();
       pollfd socket = {PQsocket(connection_), static_cast<short>(unsent == 1 ? POLLIN | POLLOUT : POLLIN), 0};
       const int ready = left <= 0 ? 0 : poll(&socket, 1, static_cast<int>(left));
       if (ready == 0) {
@@ -372,7 +375,7 @@ absl::StatusOr<int64_t> PostgresConnection::Execute(const std::string& sql, cons
 
 absl::Status PostgresConnection::Commit(const std::string& commit) {
   absl::StatusOr<Result> result = Script(commit);
-  if (lost()) {
+  if (!result.ok() && lost()) {
     return Unavailable(name_,
                        absl::StrCat("the connection was lost while the change was committed, whether it was made is unknown: ",
                                     result.status().message()));
@@ -419,8 +422,10 @@ namespace {
 // A thread with a connection that listens.
 class Listener final : public Subscription {
  public:
-  Listener(std::function<absl::StatusOr<std::unique_ptr<PostgresConnection>>()> connect, std::function<void()> changed)
-      : connect_(std::move(connect)), changed_(std::move(changed)), stop_(eventfd(0, EFD_CLOEXEC)), thread_([this] { Loop(); }) {}
+  // `stop` is an eventfd(2).
+  Listener(std::function<absl::StatusOr<std::unique_ptr<PostgresConnection>>()> connect, std::function<void()> changed,
+           UniqueFd stop)
+      : connect_(std::move(connect)), changed_(std::move(changed)), stop_(std::move(stop)), thread_([this] { Loop(); }) {}
 
   // Waits for a connection that is being made, kConnect at most.
   ~Listener() override {
@@ -465,7 +470,12 @@ class Listener final : public Subscription {
 }  // namespace
 
 std::unique_ptr<Subscription> PostgresDatabase::Subscribe(std::function<void()> changed) {
-  return std::make_unique<Listener>([this] { return Connect(); }, std::move(changed));
+  UniqueFd stop(eventfd(0, EFD_CLOEXEC));
+  if (stop.get() < 0) {
+    LOG(WARNING) << "changes by other processes are found by polling only: " << std::strerror(errno);
+    return nullptr;
+  }
+  return std::make_unique<Listener>([this] { return Connect(); }, std::move(changed), std::move(stop));
 }
 
 // ---- Connections ------------------------------------------------------------------------------------------------------------

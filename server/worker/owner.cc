@@ -3,6 +3,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <csignal>
 #include <fstream>
 #include <sstream>
 #include <vector>
@@ -57,7 +59,11 @@ bool IsDeadOwner(const std::string& owner) {
   if (parts.size() != 4 || absl::StrCat(parts[0], "/", parts[1]) != PidSpace() || !absl::SimpleAtoi(parts[2], &pid)) {
     return false;
   }
-  return StartTime(pid) != parts[3];
+  const std::string start = StartTime(pid);
+  if (start.empty() && kill(pid, 0) != 0 && errno == EPERM) {
+    return false;  // another user's, which /proc mounted with hidepid does not show
+  }
+  return start != parts[3];
 }
 
 }  // namespace modelpress::server

@@ -11,8 +11,9 @@ namespace modelpress::server {
 // "{boot id}/{pid namespace}/{pid}/{start time}" of this process. Unique for all time on all machines.
 absl::StatusOr<std::string> ThisOwner();
 
-// True if `owner` was a process that this one could see and that is gone. False for a living one and for those of other machines,
-// of earlier boots and of other containers, whose leases run out instead.
+// True if `owner` was a process that this one could see and that is gone. False for a living one and for those of other machines
+// and containers, which may share the queue: their leases run out instead. (Every boot of every machine has an id of its own, and
+// every container a namespace of its own.)
 bool IsDeadOwner(const std::string& owner);
 
 }  // namespace modelpress::server

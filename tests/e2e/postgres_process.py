@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
 
@@ -26,18 +24,9 @@ def _bin_dir() -> Path:
     return Path(found).parent
 
 
-def _as_postgres() -> tuple[str | None, Callable[[], None] | None]:
-    """The user to run as: the server refuses to be run by root."""
-    if os.geteuid() != 0:
-        return None, None
-    user = pwd.getpwnam("postgres")
-
-    def become() -> None:
-        os.setgroups([])
-        os.setgid(user.pw_gid)
-        os.setuid(user.pw_uid)
-
-    return user.pw_name, become
+def _user() -> str | None:
+    """The user to run as, where it is another: the server refuses to be run by root."""
+    return "postgres" if os.geteuid() == 0 else None
 
 
 class PostgresProcess:
@@ -48,11 +37,11 @@ class PostgresProcess:
 
     def __init__(self, *settings: str, start_limit_s: float = 60) -> None:
         self._bin = _bin_dir()
-        user, self._become = _as_postgres()
+        self._user = _user()
         # Not pytest's folder: that is closed to other users, and a socket's path has 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="modelpress-pg-"))
-        if user is not None:
-            shutil.chown(self.folder, user)
+        if self._user is not None:
+            shutil.chown(self.folder, self._user)
         self._settings = settings
         self._start_limit_s = start_limit_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,7 +57,9 @@ class PostgresProcess:
             ],
             check=True,
             stdout=subprocess.DEVNULL,
-            preexec_fn=self._become,
+            user=self._user,
+            group=self._user,
+            extra_groups=None if self._user is None else [],
             cwd="/",
         )
 
@@ -97,7 +88,9 @@ class PostgresProcess:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                preexec_fn=self._become,
+                user=self._user,
+                group=self._user,
+                extra_groups=None if self._user is None else [],
                 cwd="/",
             )
 
@@ -119,7 +112,9 @@ class PostgresProcess:
 
     def query(self, sql: str, database: str = "modelpress") -> str:
         """Runs a statement; returns its rows as lines, columns separated by "|"."""
-        answer = self._run("psql", "--no-psqlrc", "--tuples-only", "--no-align", f"--dbname={database}", f"--command={sql}")
+        answer = self._run(
+            "psql", "--no-psqlrc", "--tuples-only", "--no-align", f"--dbname={database}", f"--command={sql}"
+        )
         if answer.returncode != 0:
             raise RuntimeError(answer.stderr)
         return answer.stdout.strip()
@@ -141,7 +136,7 @@ class PostgresProcess:
         self._process.wait()
 
     def kill_connections(self) -> int:
-        """kill -9 of one process that serves a connection, upon which the server ends all and recovers. Returns how many ended."""
+        """kill -9 of a process that serves a connection: the server ends them all and recovers. Returns how many."""
         pids = [
             int(pid)
             for pid in self.query(
