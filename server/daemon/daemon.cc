@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <mutex>
 #include <utility>
 
 #include "absl/log/log.h"
@@ -14,7 +13,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
-#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/impl/server_builder_option.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "server/base/posix.h"
@@ -34,14 +33,17 @@ constexpr int kBlockingThreads = 8;  // for disk and database; more only queue a
 // For the last answers to leave and for clients to close their connections; those that do not are closed.
 constexpr absl::Duration kConnectionGrace = absl::Milliseconds(300);
 
-// Plugins of gRPC are switched on for the whole process, once, before the first server is built.
-void EnableGrpcPlugins() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    grpc::EnableDefaultHealthCheckService(true);
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  });
-}
+// Longer than the longest token; gRPC's default is as long.
+constexpr int kMaxMetadataBytes = 16 << 10;
+
+// Reflection for one server; gRPC's own switch is for the whole process.
+class WithReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
+  }
+};
 
 absl::Status MakeWritable(const std::string& folder) {
   MP_RETURN_IF_ERROR(MakeFolder(folder));
@@ -65,16 +67,16 @@ bool IsLoopback(const std::string& address) {
 Daemon::Daemon(const DaemonOptions& options) : options_(options), operation_ids_(clock_, 'o'), workspace_ids_(clock_, 'w') {}
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options) {
-  if (!options.listen.empty() && !options.insecure_plaintext && !IsLoopback(options.listen)) {
-    return MakeError(v1::REQUEST_INVALID, absl::StrCat("--listen=", options.listen,
-                                                       " would serve plaintext to other machines; listen on localhost, or give "
-                                                       "--insecure_plaintext where something else protects the connection"));
+  if (!options.listen.empty()) {
+    MP_RETURN_IF_ERROR(
+        CheckExposure(options.listen, IsLoopback(options.listen), options.insecure_plaintext, options.tls, options.auth));
   }
   std::unique_ptr<Daemon> daemon(new Daemon(options));
   MP_RETURN_IF_ERROR(daemon->OpenStores());
   MP_RETURN_IF_ERROR(daemon->StartMetrics());
   MP_RETURN_IF_ERROR(daemon->StartWorkers());
   MP_RETURN_IF_ERROR(daemon->StartRpc());
+  MP_RETURN_IF_ERROR(daemon->StartHealth());
   return daemon;
 }
 
@@ -112,23 +114,33 @@ absl::Status Daemon::StartRpc() {
   if (options_.listen.empty()) {
     return absl::OkStatus();
   }
-  EnableGrpcPlugins();
+  EnableHealthService();
+  MP_ASSIGN_OR_RETURN(access_, AccessControl::Open(options_.auth, clock_, counters_));
+  std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
+  if (options_.tls.enabled()) {
+    MP_ASSIGN_OR_RETURN(tls_, TlsCredentials::Open(options_.tls, clock_, counters_));
+    credentials = tls_->credentials();
+  }
   executor_ = std::make_unique<Executor>(kBlockingThreads);
-  calls_.emplace(*executor_);
+  calls_.emplace(*executor_, *access_);
   compression_.emplace(*workspaces_, *jobs_, *events_, operation_ids_, *calls_);
   workspaces_service_.emplace(TransferContext{*workspaces_, *blobs_, *calls_, counters_}, workspace_ids_);
   operations_.emplace(*jobs_, *events_, *calls_);
 
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
+  builder.AddListeningPort(options_.listen, credentials, &port_);
   // Two servers on one port would each get half of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 30'000);
   builder.RegisterService(&*compression_);
   builder.RegisterService(&*workspaces_service_);
   builder.RegisterService(&*operations_);
+  if (options_.reflection || IsLoopback(options_.listen)) {
+    builder.SetOption(std::make_unique<WithReflection>());
+  }
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(MakeMetricsInterceptorFactory(counters_));
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
@@ -140,10 +152,34 @@ absl::Status Daemon::StartRpc() {
   return absl::OkStatus();
 }
 
+absl::Status Daemon::StartHealth() {
+  std::vector<grpc::HealthCheckServiceInterface*> services;
+  if (!options_.health_listen.empty()) {
+    MP_ASSIGN_OR_RETURN(health_, HealthServer::Start(options_.health_listen));
+    services.push_back(health_->service());
+  }
+  if (rpc_ != nullptr) {
+    services.push_back(rpc_->GetHealthCheckService());
+  }
+  if (services.empty()) {
+    return absl::OkStatus();
+  }
+  health_monitor_ = std::make_unique<HealthMonitor>(std::move(services), options_.health_interval, [this] {
+    // That there is no such operation is an answer of a database that works.
+    const absl::Status answer = jobs_->Find("", "").status();
+    if (!absl::IsNotFound(answer)) {
+      return answer;
+    }
+    return access(options_.data_folder.c_str(), R_OK | W_OK | X_OK) == 0 ? absl::OkStatus()
+                                                                         : ErrnoError(errno, "write to", options_.data_folder);
+  });
+  return absl::OkStatus();
+}
+
 void Daemon::Stop() {
   const absl::Time deadline = absl::Now() + options_.drain_timeout;
-  if (rpc_ != nullptr) {
-    rpc_->GetHealthCheckService()->SetServingStatus(false);
+  if (health_monitor_ != nullptr) {
+    health_monitor_->Drain();
   }
   for (const auto& worker : workers_) {
     worker->StopClaiming();
@@ -152,6 +188,7 @@ void Daemon::Stop() {
     calls_->Drain();
     events_->Notify();  // long polls look again and answer
     calls_->AwaitEnd(deadline);
+    health_monitor_.reset();  // it knows the server's health service
     rpc_->Shutdown(absl::ToChronoTime(absl::Now() + kConnectionGrace));
     rpc_.reset();
     executor_.reset();
@@ -160,6 +197,8 @@ void Daemon::Stop() {
     worker->Stop(std::max(deadline - absl::Now(), absl::ZeroDuration()));
   }
   workers_.clear();
+  health_monitor_.reset();
+  health_.reset();
 }
 
 }  // namespace modelpress::server

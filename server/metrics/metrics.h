@@ -4,6 +4,7 @@
 
 #include <prometheus/counter.h>
 #include <prometheus/family.h>
+#include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
@@ -36,6 +37,11 @@ class Metrics {
   // `cause`: "SIGSEGV", "exit 3", "memory limit", ...: a child that ended without an answer, or was killed.
   void ChildDied(const std::string& cause);
   void RpcEnded(const std::string& method, const std::string& code, absl::Duration duration);
+  // `cause`: why a caller was not let in, of a small fixed set (server/auth/authenticator.h), or "denied".
+  void AuthFailed(const std::string& cause);
+  // A file of this flag (or "tls") has changed and cannot be used.
+  void ReloadFailed(const std::string& flag);
+  void TlsCertificateExpires(absl::Time time);
   void Uploaded(uint64_t bytes) { upload_bytes_->Increment(static_cast<double>(bytes)); }
   void Downloaded(uint64_t bytes) { download_bytes_->Increment(static_cast<double>(bytes)); }
 
@@ -51,6 +57,9 @@ class Metrics {
   Family<prometheus::Histogram> peak_rss_;
   Family<prometheus::Counter> child_deaths_;
   Family<prometheus::Histogram> rpc_duration_;
+  Family<prometheus::Counter> auth_failures_;
+  Family<prometheus::Counter> reload_failures_;
+  Family<prometheus::Gauge> certificate_expiry_;
   prometheus::Counter* upload_bytes_;
   prometheus::Counter* download_bytes_;
 };
