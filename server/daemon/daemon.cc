@@ -12,13 +12,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
-#include "grpcpp/ext/proto_server_reflection_plugin.h"
-#include "grpcpp/impl/server_builder_option.h"
+#include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "server/base/posix.h"
 #include "server/base/schema.h"
 #include "server/blobs/directory_blob_store.h"
+#include "server/daemon/reflection.h"
 #include "server/jobs/sqlite_job_store.h"
 #include "server/metrics/rpc_interceptor.h"
 #include "server/worker/owner.h"
@@ -35,15 +35,6 @@ constexpr absl::Duration kConnectionGrace = absl::Milliseconds(300);
 
 // Longer than the longest token; gRPC's default is as long.
 constexpr int kMaxMetadataBytes = 16 << 10;
-
-// Reflection for one server; gRPC's own switch is for the whole process.
-class WithReflection final : public grpc::ServerBuilderOption {
- public:
-  void UpdateArguments(grpc::ChannelArguments*) override {}
-  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
-    plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
-  }
-};
 
 absl::Status MakeWritable(const std::string& folder) {
   MP_RETURN_IF_ERROR(MakeFolder(folder));
@@ -138,9 +129,7 @@ absl::Status Daemon::StartRpc() {
   builder.RegisterService(&*compression_);
   builder.RegisterService(&*workspaces_service_);
   builder.RegisterService(&*operations_);
-  if (options_.reflection || IsLoopback(options_.listen)) {
-    builder.SetOption(std::make_unique<WithReflection>());
-  }
+  SetReflection(builder, options_.reflection || IsLoopback(options_.listen));
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(MakeMetricsInterceptorFactory(counters_));
   builder.experimental().SetInterceptorCreators(std::move(interceptors));

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
+#include "server/daemon/reflection.h"
 
 namespace modelpress::server {
 
@@ -24,6 +25,7 @@ absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const std::str
   builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &health->port_);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetMaxReceiveMessageSize(4 << 10);
+  SetReflection(builder, false);
   builder.RegisterCallbackGenericService(&health->others_);
   health->server_ = builder.BuildAndStart();
   if (health->server_ == nullptr || health->port_ == 0) {
