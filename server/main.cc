@@ -35,6 +35,10 @@
 
 ABSL_FLAG(std::string, data_dir, "", "serve, work: folder for database, files and scratch space; made if missing");
 ABSL_FLAG(
+    std::string, database, "",
+    "serve, work: postgresql://... of a server that several machines share, or the path of a SQLite file; empty: modelpress.db "
+    "in --data_dir");
+ABSL_FLAG(
     std::string, listen, "localhost:50051",
     "serve: address of the gRPC services; port 0 picks one. On other than loopback addresses give --tls_cert and --tls_key, "
     "and --credentials_file or --jwks_file");
@@ -121,6 +125,7 @@ absl::StatusOr<DaemonOptions> OptionsFromFlags(absl::string_view role) {
   };
   DaemonOptions options;
   options.data_folder = absl::GetFlag(FLAGS_data_dir);
+  options.database = absl::GetFlag(FLAGS_database);
   options.listen = role == "serve" ? absl::GetFlag(FLAGS_listen) : "";
   options.insecure_plaintext = absl::GetFlag(FLAGS_insecure_plaintext);
   options.tls = {.cert = absl::GetFlag(FLAGS_tls_cert),

@@ -9,7 +9,7 @@
 #include "absl/strings/strip.h"
 #include "engine/base/status.h"
 #include "server/auth/jwt.h"
-#include "server/auth/trace_context.h"
+#include "server/log/trace.h"
 #include "server/rpc/names.h"
 
 namespace modelpress::server {
@@ -108,12 +108,8 @@ absl::StatusOr<Caller> AccessControl::Check(const CallIdentity& call, Role neede
     }
     caller.project = call.project.front();
   }
-  if (call.traceparent.size() == 1) {
-    caller.traceparent = ParseTraceparent(call.traceparent.front()).value_or("");
-  }
-  if (caller.traceparent.empty()) {
-    caller.traceparent = NewTraceparent();
-  }
+  caller.traceparent =
+      FormatTraceparent(ContinueTrace(call.traceparent.size() == 1 ? absl::string_view(call.traceparent.front()) : ""));
   return caller;
 }
 

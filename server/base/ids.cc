@@ -1,12 +1,9 @@
 #include "server/base/ids.h"
 
-#include <sys/random.h>
-
 #include <array>
-#include <cerrno>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
+
+#include "server/base/random.h"
 
 namespace modelpress::server {
 namespace {
@@ -22,15 +19,7 @@ void AppendDigits(std::string& id, uint64_t value, int digits) {
 }  // namespace
 
 std::string RandomIdGenerator::NewId() {
-  std::array<uint64_t, 2> random;
-  // Requests of up to 256 bytes are never cut short or interrupted once the kernel's pool is ready; until then the call may be
-  // interrupted. Without a source of randomness ids could repeat, and nothing is safe any more.
-  while (getrandom(random.data(), sizeof(random), 0) != static_cast<ssize_t>(sizeof(random))) {
-    if (errno != EINTR) {
-      std::perror("getrandom");
-      std::abort();
-    }
-  }
+  const std::array<uint64_t, 2> random = RandomBits();
   std::string id(1, prefix_);
   AppendDigits(id, static_cast<uint64_t>(absl::ToUnixMillis(clock_.Now())), 10);
   AppendDigits(id, random[0], 8);

@@ -17,7 +17,7 @@
 #include "server/base/clock.h"
 #include "server/base/executor.h"
 #include "server/base/ids.h"
-#include "server/base/sqlite.h"
+#include "server/base/quotas.h"
 #include "server/blobs/blob_store.h"
 #include "server/daemon/health.h"
 #include "server/jobs/job_events.h"
@@ -27,6 +27,7 @@
 #include "server/rpc/compression_service.h"
 #include "server/rpc/operations_service.h"
 #include "server/rpc/workspaces_service.h"
+#include "server/sql/database.h"
 #include "server/worker/worker.h"
 #include "server/workspaces/workspace_store.h"
 
@@ -34,6 +35,7 @@ namespace modelpress::server {
 
 struct DaemonOptions {
   std::string data_folder;
+  std::string database;             // as OpenDatabase takes it; "": a file in data_folder
   std::string listen;               // "host:port", port 0 picks one; "": no RPCs (role `work`)
   bool insecure_plaintext = false;  // plaintext and unknown callers on other than loopback addresses
   TlsOptions tls;
@@ -44,6 +46,7 @@ struct DaemonOptions {
   std::string metrics_listen;  // as listen; "": off
   int workers = 1;             // threads that each work on one operation at a time
   absl::Duration drain_timeout = absl::Seconds(30);
+  Quotas quotas;
   WorkerOptions worker;  // scratch_folder and owner are set by the daemon
 };
 

@@ -8,6 +8,7 @@
 #include "engine/base/status.h"
 #include "grpc/grpc_security_constants.h"
 #include "grpcpp/security/auth_context.h"
+#include "server/log/trace.h"
 
 namespace modelpress::server {
 namespace {
@@ -49,7 +50,7 @@ std::optional<PeerCertificate> CertificateOf(const grpc::ServerContextBase& cont
 CallIdentity IdentityOf(const grpc::ServerContextBase& context) {
   return {.authorization = Values(context, "authorization"),
           .project = Values(context, "modelpress-project"),
-          .traceparent = Values(context, "traceparent"),
+          .traceparent = Values(context, kTraceparent),
           .certificate = CertificateOf(context),
           .peer = context.peer()};
 }

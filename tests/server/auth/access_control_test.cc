@@ -4,7 +4,7 @@
 #include <prometheus/registry.h>
 
 #include "absl/strings/str_cat.h"
-#include "server/auth/trace_context.h"
+#include "server/log/trace.h"
 #include "tests/server/auth/test_keys.h"
 #include "tests/server/base/fake_clock.h"
 #include "tests/server/base/status_testing.h"
@@ -157,13 +157,17 @@ TEST_F(AccessControlTest, WithoutCredentialsEverybodyIsTheDefaultProjectsAdmin) 
 }
 
 TEST_F(AccessControlTest, TraceIsCarriedOrBegun) {
-  const std::string trace = NewTraceparent();
-  EXPECT_EQ(Admit({.authorization = {reader_}, .traceparent = {trace}})->traceparent, trace);
-  for (const std::vector<std::string>& bad : {std::vector<std::string>(), {"garbage"}, {trace, trace}}) {
-    const std::string begun = Admit({.authorization = {reader_}, .traceparent = bad})->traceparent;
-    EXPECT_EQ(ParseTraceparent(begun), begun);
-    EXPECT_NE(begun, trace);
-  }
+  const std::string header = FormatTraceparent(ContinueTrace(""));
+  const auto trace_id = [this](const std::vector<std::string>& traceparent) {
+    const absl::StatusOr<Caller> caller = Admit({.authorization = {reader_}, .traceparent = traceparent});
+    EXPECT_OK(caller);
+    return ParseTraceparent(caller->traceparent)->trace_id;
+  };
+  const std::string came = ParseTraceparent(header)->trace_id;
+  EXPECT_EQ(trace_id({header}), came);
+  EXPECT_NE(trace_id({}), came);
+  EXPECT_NE(trace_id({"garbage"}), came);
+  EXPECT_NE(trace_id({header, header}), came);
 }
 
 TEST_F(AccessControlTest, BadFilesAreToldAtTheStart) {

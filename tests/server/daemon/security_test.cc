@@ -16,7 +16,6 @@
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/security/credentials.h"
 #include "server/auth/credentials_file.h"
-#include "server/auth/trace_context.h"
 #include "server/daemon/health_probe.h"
 #include "tests/server/auth/test_keys.h"
 #include "tests/server/testing/daemon_fixture.h"

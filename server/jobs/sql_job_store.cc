@@ -1,0 +1,634 @@
+#include "server/jobs/sql_job_store.h"
+
+#include <algorithm>
+#include <charconv>
+#include <compare>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "engine/base/status.h"
+#include "google/protobuf/util/time_util.h"
+#include "server/base/page_token.h"
+#include "server/base/sha256.h"
+#include "server/log/trace.h"
+#include "server/sql/schema.h"
+
+namespace modelpress::server {
+namespace {
+
+using State = v1::OperationMetadata::State;
+using google::protobuf::util::TimeUtil;
+
+// The sets of states are written into the statements so that the indexes apply; the numbers are those of operations.proto.
+constexpr char kHeld[] = "state IN (2, 3)";  // RUNNING, CANCELLING
+constexpr char kUnfinished[] = "state IN (1, 2, 3)";
+constexpr char kFinal[] = "state IN (4, 5, 6)";
+
+constexpr char kSelectJob[] =
+    "SELECT id, workspace, method, state, attempt, create_time, start_time, end_time, lease_owner, beats, progress,"
+    " request, details, response, error, sequence, failures, project, memory_bytes, disk_bytes, cache_key, trace_parent"
+    " FROM jobs JOIN job_payloads USING (sequence) WHERE ";
+
+constexpr char kWorkspaces[] = "workspaces/";
+
+SqlBlob ToBlob(const google::protobuf::MessageLite& message) { return {message.SerializeAsString()}; }
+
+absl::Status ParseBlob(const std::string& bytes, const std::string& id, google::protobuf::MessageLite& message) {
+  if (!message.ParseFromString(bytes)) {
+    return MakeError(v1::STORAGE_ERROR, absl::StrCat("the stored ", message.GetTypeName(), " of operations/", id, " is damaged"));
+  }
+  return absl::OkStatus();
+}
+
+// The part of the metadata that has no columns.
+v1::OperationMetadata Details(const v1::OperationMetadata& metadata) {
+  v1::OperationMetadata details = metadata;
+  details.clear_method();
+  details.clear_workspace();
+  details.clear_state();
+  details.clear_progress();
+  details.clear_attempt();
+  details.clear_create_time();
+  details.clear_start_time();
+  details.clear_end_time();
+  details.clear_trace_id();
+  return details;
+}
+
+// The job in the current row of a kSelectJob statement.
+absl::StatusOr<Job> ReadJob(const Statement& row) {
+  Job job;
+  job.id = row.Bytes(0);
+  MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(12), job.id, job.metadata));
+  job.metadata.set_workspace(absl::StrCat(kWorkspaces, row.Bytes(1)));
+  job.metadata.set_method(row.Bytes(2));
+  job.metadata.set_state(static_cast<State>(row.Integer(3)));
+  job.metadata.set_attempt(static_cast<int>(row.Integer(4)));
+  *job.metadata.mutable_create_time() = TimeUtil::MicrosecondsToTimestamp(row.Integer(5));
+  if (!row.IsNull(6)) {
+    *job.metadata.mutable_start_time() = TimeUtil::MicrosecondsToTimestamp(row.Integer(6));
+  }
+  if (!row.IsNull(7)) {
+    *job.metadata.mutable_end_time() = TimeUtil::MicrosecondsToTimestamp(row.Integer(7));
+  }
+  job.failures = static_cast<int>(row.Integer(16));
+  job.lease_owner = row.Bytes(8);
+  job.beats = row.Integer(9);
+  job.project = row.Bytes(17);
+  job.cost = {static_cast<uint64_t>(row.Integer(18)), static_cast<uint64_t>(row.Integer(19))};
+  job.cache_key = row.Bytes(20);
+  job.trace_parent = row.Bytes(21);
+  if (const std::optional<TraceContext> trace = ParseTraceparent(job.trace_parent); trace.has_value()) {
+    job.metadata.set_trace_id(trace->trace_id);
+  }
+  if (!row.IsNull(10)) {
+    MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(10), job.id, *job.metadata.mutable_progress()));
+  }
+  MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(11), job.id, job.request));
+  if (!row.IsNull(13)) {
+    MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(13), job.id, job.response.emplace()));
+  }
+  if (!row.IsNull(14)) {
+    MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(14), job.id, job.error.emplace()));
+  }
+  return job;
+}
+
+// All jobs for which `condition` holds, with the ORDER BY and LIMIT that it ends with.
+absl::StatusOr<std::vector<Job>> ReadJobs(Connection& connection, const std::string& condition,
+                                          const std::vector<SqlValue>& values) {
+  MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(absl::StrCat(kSelectJob, condition), values));
+  std::vector<Job> jobs;
+  while (true) {
+    MP_ASSIGN_OR_RETURN(bool row, statement.Step());
+    if (!row) {
+      return jobs;
+    }
+    MP_ASSIGN_OR_RETURN(Job job, ReadJob(statement));
+    jobs.push_back(std::move(job));
+  }
+}
+
+absl::Status NotFound(const std::string& id) {
+  return MakeError(v1::OPERATION_NOT_FOUND, absl::StrCat("there is no operation operations/", id));
+}
+
+absl::StatusOr<Job> ReadJobById(Connection& connection, const std::string& id) {
+  MP_ASSIGN_OR_RETURN(std::vector<Job> jobs, ReadJobs(connection, "id = ?1", {id}));
+  if (jobs.empty()) {
+    return NotFound(id);
+  }
+  return std::move(jobs.front());
+}
+
+// The same for whoever speaks for `project`: another's job does not exist.
+absl::StatusOr<Job> ReadJobOf(Connection& connection, const std::string& project, const std::string& id) {
+  MP_ASSIGN_OR_RETURN(Job job, ReadJobById(connection, id));
+  if (job.project != project) {
+    return NotFound(id);
+  }
+  return job;
+}
+
+absl::StatusOr<std::string> WorkspaceId(const std::string& name) {
+  absl::string_view id = name;
+  if (!absl::ConsumePrefix(&id, kWorkspaces) || id.empty()) {
+    return MakeError(v1::REQUEST_INVALID, absl::StrCat("'", name, "' is no workspace name; it must be workspaces/ID"),
+                     {.field = "workspace"});
+  }
+  return std::string(id);
+}
+
+absl::Status NotHeld(const std::string& id, int attempt) {
+  return absl::FailedPreconditionError(absl::StrCat("operations/", id, " is not held by attempt ", attempt, " any more"));
+}
+
+// What a transition of an unfinished job needs to know of it.
+struct HeldJob {
+  int64_t sequence;
+  State state;
+  WorkspaceKey workspace;
+};
+
+HeldJob ReadHeldRow(const Statement& row) {
+  return {row.Integer(0), static_cast<State>(row.Integer(1)), {row.Bytes(2), row.Bytes(3)}};
+}
+
+// FAILED_PRECONDITION unless `attempt` holds the job.
+absl::StatusOr<HeldJob> ReadHeldJob(Connection& connection, const std::string& id, int attempt) {
+  MP_ASSIGN_OR_RETURN(
+      Statement statement,
+      connection.Query(
+          absl::StrCat("SELECT sequence, state, project, workspace FROM jobs WHERE id = ?1 AND attempt = ?2 AND ", kHeld),
+          {id, static_cast<int64_t>(attempt)}));
+  MP_ASSIGN_OR_RETURN(bool found, statement.Step());
+  if (!found) {
+    return NotHeld(id, attempt);
+  }
+  return ReadHeldRow(statement);
+}
+
+// Ends a job: final state, end time, no lease, no inputs that it needs.
+absl::Status End(Connection& connection, const HeldJob& job, State state, absl::Time now, const SqlValue& response,
+                 const SqlValue& error) {
+  const int64_t sequence = job.sequence;
+  MP_RETURN_IF_ERROR(connection.Execute("DELETE FROM job_inputs WHERE sequence = ?1", {sequence}).status());
+  MP_RETURN_IF_ERROR(UseWorkspace(connection, job.workspace, 0, 0, now));
+  MP_RETURN_IF_ERROR(connection
+                         .Execute("UPDATE jobs SET state = ?2, end_time = ?3, lease_owner = NULL WHERE sequence = ?1",
+                                  {sequence, static_cast<int64_t>(state), absl::ToUnixMicros(now)})
+                         .status());
+  return connection.Execute("UPDATE job_payloads SET response = ?2, error = ?3 WHERE sequence = ?1", {sequence, response, error})
+      .status();
+}
+
+absl::Status EndCancelled(Connection& connection, const HeldJob& job, absl::Time now) {
+  return End(connection, job, v1::OperationMetadata::CANCELLED, now, std::monostate(), ToBlob(CancelledError()));
+}
+
+// ---- Acceptance -------------------------------------------------------------------------------------------------------------
+
+SqlValue TextOrNull(const std::string& text) { return text.empty() ? SqlValue() : SqlValue(text); }
+
+// Costs beyond what a column can hold are as good as its maximum.
+int64_t ToColumn(uint64_t value) { return static_cast<int64_t>(std::min<uint64_t>(value, INT64_MAX)); }
+
+absl::Status RequirePending(Connection& connection, const Quotas& quotas, const std::string& project) {
+  const int limit = quotas.Of(project).pending;
+  if (limit == 0) {
+    return absl::OkStatus();
+  }
+  MP_ASSIGN_OR_RETURN(Statement statement,
+                      connection.Query("SELECT COUNT(*) FROM jobs WHERE state = 1 AND project = ?1", {project}));
+  MP_RETURN_IF_ERROR(statement.Step().status());
+  return statement.Integer(0) >= limit ? QuotaExceeded("pending", limit, statement.Integer(0), 1) : absl::OkStatus();
+}
+
+// Stores a job that nobody has worked on. Returns its sequence.
+absl::StatusOr<int64_t> Insert(Connection& connection, const Job& job, const WorkspaceKey& workspace, State state, absl::Time now,
+                               const v1::OperationMetadata& details) {
+  int64_t sequence = 0;
+  {
+    MP_ASSIGN_OR_RETURN(
+        Statement statement,
+        connection.Query(
+            "INSERT INTO jobs (id, project, workspace, method, state, attempt, create_time, memory_bytes, disk_bytes,"
+            " cache_key, trace_parent) VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9, ?10) RETURNING sequence",
+            {job.id, workspace.project, workspace.id, job.metadata.method(), static_cast<int64_t>(state), absl::ToUnixMicros(now),
+             ToColumn(job.cost.memory_bytes), ToColumn(job.cost.disk_bytes), TextOrNull(job.cache_key),
+             TextOrNull(job.trace_parent)}));
+    MP_RETURN_IF_ERROR(statement.Step().status());
+    sequence = statement.Integer(0);
+    MP_RETURN_IF_ERROR(statement.Step().status());  // to its end
+  }
+  MP_RETURN_IF_ERROR(connection
+                         .Execute("INSERT INTO job_payloads (sequence, request, details) VALUES (?1, ?2, ?3)",
+                                  {sequence, ToBlob(job.request), ToBlob(details)})
+                         .status());
+  return sequence;
+}
+
+absl::Status InsertInputs(Connection& connection, int64_t sequence, const v1::OperationMetadata& metadata) {
+  for (const v1::File& input : metadata.inputs()) {
+    MP_RETURN_IF_ERROR(connection
+                           .Execute("INSERT INTO job_inputs (sequence, sha256) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                                    {sequence, input.sha256()})
+                           .status());
+  }
+  return absl::OkStatus();
+}
+
+std::string FilesPrefix(const WorkspaceKey& workspace) { return absl::StrCat(kWorkspaces, workspace.id, "/files/"); }
+
+// By how many bytes the workspace grows when the outputs come into it.
+absl::StatusOr<int64_t> GrowthBy(Connection& connection, const WorkspaceKey& workspace, const std::vector<OutputFile>& outputs) {
+  int64_t growth = 0;
+  for (const OutputFile& output : outputs) {
+    MP_ASSIGN_OR_RETURN(const std::optional<int64_t> before, FileSize(connection, workspace, output.path));
+    growth += static_cast<int64_t>(output.size_bytes) - before.value_or(0);
+  }
+  return growth;
+}
+
+// Points the names to the outputs and lists them in `details`.
+absl::Status LinkOutputs(Connection& connection, const WorkspaceKey& workspace, const std::vector<OutputFile>& outputs,
+                         absl::Time now, v1::OperationMetadata& details) {
+  for (const OutputFile& output : outputs) {
+    MP_RETURN_IF_ERROR(LinkFile(connection, workspace, output.path, output.sha256, output.size_bytes, now));
+    v1::File& file = *details.add_outputs();
+    file.set_name(absl::StrCat(FilesPrefix(workspace), output.path));
+    file.set_sha256(output.sha256);
+    file.set_size_bytes(output.size_bytes);
+    *file.mutable_update_time() = TimeUtil::MicrosecondsToTimestamp(absl::ToUnixMicros(now));
+  }
+  return absl::OkStatus();
+}
+
+// The newest job that gives `job` its result.
+absl::StatusOr<std::optional<Job>> FindCached(Connection& connection, const Job& job) {
+  if (job.cache_key.empty()) {
+    return std::nullopt;
+  }
+  MP_ASSIGN_OR_RETURN(std::vector<Job> jobs, ReadJobs(connection,
+                                                      "state = 4 AND project = ?1 AND cache_key = ?2"
+                                                      " ORDER BY sequence DESC LIMIT 1",
+                                                      {job.project, job.cache_key}));
+  if (jobs.empty()) {
+    return std::nullopt;
+  }
+  for (const v1::File& output : jobs.front().metadata.outputs()) {
+    // A blob that a file points to is there, and stays while this transaction runs.
+    MP_ASSIGN_OR_RETURN(const bool held, HasContent(connection, job.project, output.sha256(), output.size_bytes()));
+    if (!held) {
+      return std::nullopt;
+    }
+  }
+  return std::move(jobs.front());
+}
+
+// Stores `job` as ended with the result of `cached`.
+absl::Status InsertCached(Connection& connection, const Quotas& quotas, const Job& job, const Job& cached,
+                          const WorkspaceKey& workspace, absl::Time now) {
+  const std::string before = absl::StrCat(cached.metadata.workspace(), "/files/");
+  const std::string prefix = FilesPrefix(workspace);
+  // The path in the workspace that `name` has in that of the cached job.
+  auto path_of = [&](absl::string_view name) -> absl::StatusOr<std::string> {
+    if (!absl::ConsumePrefix(&name, before)) {
+      return MakeError(v1::STORAGE_ERROR,
+                       absl::StrCat("operations/", cached.id, " has an output ", name, " outside its workspace"));
+    }
+    return std::string(name);
+  };
+  std::vector<OutputFile> outputs;
+  outputs.reserve(cached.metadata.outputs_size());
+  for (const v1::File& file : cached.metadata.outputs()) {
+    MP_ASSIGN_OR_RETURN(std::string path, path_of(file.name()));
+    outputs.push_back({std::move(path), file.sha256(), file.size_bytes()});
+  }
+  MP_ASSIGN_OR_RETURN(const google::protobuf::Any response, EditFiles(*cached.response, [&](v1::File& file) -> absl::Status {
+                        MP_ASSIGN_OR_RETURN(const std::string path, path_of(file.name()));
+                        file.set_name(absl::StrCat(prefix, path));
+                        return absl::OkStatus();
+                      }));
+  MP_ASSIGN_OR_RETURN(const int64_t growth, GrowthBy(connection, workspace, outputs));
+  MP_RETURN_IF_ERROR(RequireBytes(connection, quotas, workspace.project, growth));
+  v1::OperationMetadata details = Details(job.metadata);
+  details.set_cached(true);
+  *details.mutable_warnings() = cached.metadata.warnings();
+  MP_RETURN_IF_ERROR(LinkOutputs(connection, workspace, outputs, now, details));
+  MP_ASSIGN_OR_RETURN(const int64_t sequence, Insert(connection, job, workspace, v1::OperationMetadata::SUCCEEDED, now, details));
+  return End(connection, {sequence, v1::OperationMetadata::SUCCEEDED, workspace}, v1::OperationMetadata::SUCCEEDED, now,
+             ToBlob(response), std::monostate());
+}
+
+// ---- Claim ------------------------------------------------------------------------------------------------------------------
+
+// The job whose turn it is; 0: none. Hops from project to project in the index, so that a long queue costs no more than a short
+// one.
+absl::StatusOr<int64_t> FindNext(Connection& connection, const Quotas& quotas, const JobCost& free) {
+  struct Turn {
+    int64_t running;
+    int64_t sequence;
+    auto operator<=>(const Turn&) const = default;
+  };
+  std::optional<Turn> next;
+  {
+    MP_ASSIGN_OR_RETURN(
+        Statement statement,
+        connection.Query("WITH RECURSIVE waiting (project) AS ("
+                         "SELECT MIN(project) FROM jobs WHERE state = 1 UNION ALL"
+                         " SELECT (SELECT MIN(jobs.project) FROM jobs WHERE jobs.state = 1 AND jobs.project > waiting.project)"
+                         " FROM waiting WHERE waiting.project IS NOT NULL)"
+                         " SELECT project,"
+                         " (SELECT MIN(jobs.sequence) FROM jobs WHERE jobs.state = 1 AND jobs.project = waiting.project),"
+                         " (SELECT COUNT(*) FROM jobs WHERE jobs.state IN (2, 3) AND jobs.project = waiting.project)"
+                         " FROM waiting WHERE project IS NOT NULL"));
+    while (true) {
+      MP_ASSIGN_OR_RETURN(const bool row, statement.Step());
+      if (!row) {
+        break;
+      }
+      const Turn turn{statement.Integer(2), statement.Integer(1)};
+      const int limit = quotas.Of(statement.Bytes(0)).running;
+      if ((limit == 0 || turn.running < limit) && (!next.has_value() || turn < *next)) {
+        next = turn;
+      }
+    }
+  }
+  if (!next.has_value()) {
+    return 0;
+  }
+  MP_ASSIGN_OR_RETURN(Statement statement,
+                      connection.Query("SELECT memory_bytes, disk_bytes FROM jobs WHERE sequence = ?1", {next->sequence}));
+  MP_RETURN_IF_ERROR(statement.Step().status());
+  const bool fits = static_cast<uint64_t>(statement.Integer(0)) <= free.memory_bytes &&
+                    static_cast<uint64_t>(statement.Integer(1)) <= free.disk_bytes;
+  return fits ? next->sequence : 0;
+}
+
+}  // namespace
+
+absl::StatusOr<Job> SqlJobStore::Create(const Job& job, const std::string& request_id) {
+  MP_ASSIGN_OR_RETURN(const std::string workspace_id, WorkspaceId(job.metadata.workspace()));
+  const WorkspaceKey workspace{job.project, workspace_id};
+  const std::string fingerprint = Sha256Hex(ToBlob(job.request).bytes);
+  Job created;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    const absl::Time now = clock_.Now();
+    MP_ASSIGN_OR_RETURN(std::string id,
+                        FindRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, now));
+    if (id.empty()) {
+      id = job.id;
+      MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
+      MP_ASSIGN_OR_RETURN(const std::optional<Job> cached, FindCached(connection, job));
+      if (cached.has_value()) {
+        MP_RETURN_IF_ERROR(InsertCached(connection, quotas_, job, *cached, workspace, now));
+      } else {
+        MP_RETURN_IF_ERROR(RequirePending(connection, quotas_, job.project));
+        MP_ASSIGN_OR_RETURN(const int64_t sequence,
+                            Insert(connection, job, workspace, v1::OperationMetadata::PENDING, now, Details(job.metadata)));
+        MP_RETURN_IF_ERROR(InsertInputs(connection, sequence, job.metadata));
+      }
+      MP_RETURN_IF_ERROR(UseWorkspace(connection, workspace, 0, 0, now));
+      MP_RETURN_IF_ERROR(RememberRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, id, now));
+    }
+    MP_ASSIGN_OR_RETURN(created, ReadJobById(connection, id));
+    return absl::OkStatus();
+  }));
+  return created;
+}
+
+absl::StatusOr<Job> SqlJobStore::Get(const std::string& id) {
+  Job job;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(job, ReadJobById(connection, id));
+    return absl::OkStatus();
+  }));
+  return job;
+}
+
+absl::StatusOr<Job> SqlJobStore::Find(const std::string& project, const std::string& id) {
+  Job job;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(job, ReadJobOf(connection, project, id));
+    return absl::OkStatus();
+  }));
+  return job;
+}
+
+absl::StatusOr<JobPage> SqlJobStore::List(const std::string& project, const JobFilter& filter, int page_size,
+                                          const std::string& page_token) {
+  MP_ASSIGN_OR_RETURN(const int size, ResolvePageSize(page_size));
+  std::string condition = "sequence < ?1 AND project = ?2";
+  std::vector<SqlValue> values = {INT64_MAX, project};
+  std::string scope = absl::StrCat("projects/", project, "/operations");
+  auto add = [&](const std::string& column, SqlValue value) {
+    values.push_back(std::move(value));
+    absl::StrAppend(&condition, " AND ", column, " = ?", values.size());
+  };
+  if (filter.workspace.has_value()) {
+    MP_ASSIGN_OR_RETURN(std::string workspace, WorkspaceId(*filter.workspace));
+    absl::StrAppend(&scope, " workspace=", workspace);
+    add("workspace", workspace);
+  }
+  if (filter.method.has_value()) {
+    absl::StrAppend(&scope, " method=", *filter.method);
+    add("method", *filter.method);
+  }
+  if (filter.state.has_value()) {
+    absl::StrAppend(&scope, " state=", static_cast<int>(*filter.state));
+    add("state", static_cast<int64_t>(*filter.state));
+  }
+  if (filter.done.has_value()) {
+    absl::StrAppend(&scope, " done=", static_cast<int>(*filter.done));
+    absl::StrAppend(&condition, " AND ", *filter.done ? kFinal : kUnfinished);
+  }
+  if (!page_token.empty()) {
+    MP_ASSIGN_OR_RETURN(const std::string key, DecodePageToken(scope, page_token));
+    int64_t sequence = 0;
+    std::from_chars(key.data(), key.data() + key.size(), sequence);  // we wrote it
+    values[0] = sequence;
+  }
+  absl::StrAppend(&condition, " ORDER BY sequence DESC LIMIT ", size + 1);  // one more tells whether there is another page
+  JobPage page;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(page.jobs, ReadJobs(connection, condition, values));
+    if (page.jobs.size() <= static_cast<size_t>(size)) {
+      return absl::OkStatus();
+    }
+    page.jobs.pop_back();
+    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT sequence FROM jobs WHERE id = ?1", {page.jobs.back().id}));
+    MP_RETURN_IF_ERROR(statement.Step().status());
+    page.next_page_token = EncodePageToken(scope, absl::StrCat(statement.Integer(0)));
+    return absl::OkStatus();
+  }));
+  return page;
+}
+
+absl::Status SqlJobStore::Delete(const std::string& project, const std::string& id) {
+  return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(
+        int64_t deleted,
+        connection.Execute(absl::StrCat("DELETE FROM jobs WHERE project = ?1 AND id = ?2 AND ", kFinal), {project, id}));
+    if (deleted == 0) {
+      MP_ASSIGN_OR_RETURN(Job job, ReadJobOf(connection, project, id));
+      return MakeError(v1::OPERATION_RUNNING,
+                       absl::StrCat("operations/", id, " is ", v1::OperationMetadata::State_Name(job.metadata.state()),
+                                    "; cancel it or wait for its end before deleting it"));
+    }
+    return absl::OkStatus();
+  });
+}
+
+absl::StatusOr<Job> SqlJobStore::RequestCancel(const std::string& project, const std::string& id) {
+  Job job;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_RETURN_IF_ERROR(ReadJobOf(connection, project, id).status());
+    MP_ASSIGN_OR_RETURN(int64_t stopping, connection.Execute("UPDATE jobs SET state = ?2 WHERE id = ?1 AND state = ?3",
+                                                             {id, static_cast<int64_t>(v1::OperationMetadata::CANCELLING),
+                                                              static_cast<int64_t>(v1::OperationMetadata::RUNNING)}));
+    if (stopping == 0) {
+      std::optional<HeldJob> pending;
+      {
+        MP_ASSIGN_OR_RETURN(Statement statement,
+                            connection.Query("SELECT sequence, state, project, workspace FROM jobs WHERE id = ?1 AND state = ?2",
+                                             {id, static_cast<int64_t>(v1::OperationMetadata::PENDING)}));
+        MP_ASSIGN_OR_RETURN(bool found, statement.Step());
+        if (found) {
+          pending = ReadHeldRow(statement);
+        }
+      }
+      if (pending.has_value()) {
+        MP_RETURN_IF_ERROR(EndCancelled(connection, *pending, clock_.Now()));
+      }
+    }
+    MP_ASSIGN_OR_RETURN(job, ReadJobById(connection, id));
+    return absl::OkStatus();
+  }));
+  return job;
+}
+
+absl::StatusOr<std::optional<Job>> SqlJobStore::Claim(const Claimant& claimant) {
+  // A look that takes no lock first: many idle workers poll.
+  int64_t sequence = 0;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(sequence, FindNext(connection, quotas_, claimant.free));
+    return absl::OkStatus();
+  }));
+  std::optional<Job> claimed;
+  if (sequence == 0) {
+    return claimed;
+  }
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(sequence, FindNext(connection, quotas_, claimant.free));
+    if (sequence == 0) {
+      return absl::OkStatus();
+    }
+    MP_RETURN_IF_ERROR(connection
+                           .Execute("UPDATE jobs SET state = ?2, attempt = attempt + 1, start_time = ?3, lease_owner = ?4,"
+                                    " beats = beats + 1, progress = NULL WHERE sequence = ?1",
+                                    {sequence, static_cast<int64_t>(v1::OperationMetadata::RUNNING),
+                                     absl::ToUnixMicros(clock_.Now()), claimant.owner})
+                           .status());
+    MP_ASSIGN_OR_RETURN(std::vector<Job> jobs, ReadJobs(connection, "sequence = ?1", {sequence}));
+    claimed = std::move(jobs.front());
+    return absl::OkStatus();
+  }));
+  return claimed;
+}
+
+absl::StatusOr<State> SqlJobStore::Heartbeat(const std::string& id, int attempt, const v1::Progress& progress) {
+  State state = v1::OperationMetadata::STATE_UNSPECIFIED;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
+    state = job.state;
+    return connection
+        .Execute("UPDATE jobs SET progress = ?2, beats = beats + 1 WHERE sequence = ?1", {job.sequence, ToBlob(progress)})
+        .status();
+  }));
+  return state;
+}
+
+absl::StatusOr<State> SqlJobStore::Finish(const std::string& id, int attempt, const Outcome& outcome) {
+  MP_RETURN_IF_ERROR(CheckOutcome(outcome));
+  State ended = outcome.state;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(HeldJob held, ReadHeldJob(connection, id, attempt));
+    if (outcome.state == v1::OperationMetadata::CANCELLED && held.state != v1::OperationMetadata::CANCELLING) {
+      return MakeError(v1::INTERNAL_ERROR, absl::StrCat("operations/", id, " cannot end CANCELLED: nobody asked for it"));
+    }
+    const absl::Time now = clock_.Now();
+    MP_ASSIGN_OR_RETURN(Job job, ReadJobById(connection, id));
+    v1::OperationMetadata details = Details(job.metadata);
+    details.mutable_warnings()->Assign(outcome.warnings.begin(), outcome.warnings.end());
+    SqlValue response = outcome.response ? SqlValue(ToBlob(*outcome.response)) : SqlValue();
+    SqlValue error = outcome.error ? SqlValue(ToBlob(*outcome.error)) : SqlValue();
+    MP_ASSIGN_OR_RETURN(const int64_t growth, GrowthBy(connection, held.workspace, outcome.outputs));
+    if (absl::Status room = RequireBytes(connection, quotas_, held.workspace.project, growth); room.ok()) {
+      MP_RETURN_IF_ERROR(LinkOutputs(connection, held.workspace, outcome.outputs, now, details));
+    } else if (ReasonOf(room) == v1::QUOTA_EXCEEDED) {
+      ended = v1::OperationMetadata::FAILED;
+      response = SqlValue();
+      error = ToBlob(StoredError(room));
+    } else {
+      return room;
+    }
+    MP_RETURN_IF_ERROR(
+        connection.Execute("UPDATE job_payloads SET details = ?2 WHERE sequence = ?1", {held.sequence, ToBlob(details)})
+            .status());
+    return End(connection, held, ended, now, response, error);
+  }));
+  return ended;
+}
+
+absl::Status SqlJobStore::Requeue(const std::string& id, int attempt, bool failed) {
+  return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
+    if (job.state == v1::OperationMetadata::CANCELLING) {
+      return EndCancelled(connection, job, clock_.Now());
+    }
+    return connection
+        .Execute(
+            "UPDATE jobs SET state = ?2, lease_owner = NULL, progress = NULL, failures = failures + ?3"
+            " WHERE sequence = ?1",
+            {job.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING), static_cast<int64_t>(failed)})
+        .status();
+  });
+}
+
+absl::StatusOr<std::vector<Job>> SqlJobStore::Leased() {
+  std::vector<Job> jobs;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(jobs, ReadJobs(connection, absl::StrCat(kHeld, " ORDER BY sequence"), {}));
+    return absl::OkStatus();
+  }));
+  return jobs;
+}
+
+absl::StatusOr<int64_t> SqlJobStore::ForgetFinished(absl::Time ended_before, int limit) {
+  int64_t forgotten = 0;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(forgotten, connection.Execute("DELETE FROM jobs WHERE sequence IN (SELECT sequence FROM jobs"
+                                                      " WHERE end_time < ?1 ORDER BY end_time, sequence LIMIT ?2)",
+                                                      {absl::ToUnixMicros(ended_before), static_cast<int64_t>(limit)}));
+    return absl::OkStatus();
+  }));
+  return forgotten;
+}
+
+absl::StatusOr<std::vector<std::pair<std::pair<std::string, State>, int64_t>>> SqlJobStore::Count() {
+  std::vector<std::pair<std::pair<std::string, State>, int64_t>> counts;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT method, state, COUNT(*) FROM jobs GROUP BY method, state"));
+    while (true) {
+      MP_ASSIGN_OR_RETURN(bool row, statement.Step());
+      if (!row) {
+        return absl::OkStatus();
+      }
+      counts.push_back({{statement.Bytes(0), static_cast<State>(statement.Integer(1))}, statement.Integer(2)});
+    }
+  }));
+  return counts;
+}
+
+}  // namespace modelpress::server
