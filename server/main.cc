@@ -1,4 +1,4 @@
-// modelpressd: one binary, four roles. docs/server.md.
+// modelpressd: one binary, five roles. docs/server.md.
 #include <fcntl.h>
 #include <pthread.h>
 #include <unistd.h>
@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -23,8 +24,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
 #include "engine/base/status.h"
 #include "grpc/support/log.h"
+#include "server/auth/credentials_file.h"
 #include "server/daemon/daemon.h"
 #include "server/daemon/health_probe.h"
 #include "server/log/log.h"
@@ -35,11 +38,33 @@ ABSL_FLAG(
     std::string, database, "",
     "serve, work: postgresql://... of a server that several machines share, or the path of a SQLite file; empty: modelpress.db "
     "in --data_dir");
-ABSL_FLAG(std::string, listen, "localhost:50051",
-          "serve: address of the gRPC services; port 0 picks one. Plaintext, so loopback only (TLS is not built in yet)");
+ABSL_FLAG(
+    std::string, listen, "localhost:50051",
+    "serve: address of the gRPC services; port 0 picks one. On other than loopback addresses give --tls_cert and --tls_key, "
+    "and --credentials_file or --jwks_file");
 ABSL_FLAG(bool, insecure_plaintext, false,
-          "serve: allow plaintext on any address, where a mesh or proxy protects the connection; anyone who reaches it may do "
-          "everything");
+          "serve: allow plaintext on any address, where a mesh or proxy protects the connection; without --credentials_file or "
+          "--jwks_file anyone who reaches it may do everything");
+ABSL_FLAG(std::string, tls_cert, "",
+          "serve: PEM file with the certificate chain of the server, its own first; reread when it changes");
+ABSL_FLAG(std::string, tls_key, "", "serve: PEM file with the private key; reread when it changes");
+ABSL_FLAG(std::string, tls_client_ca, "",
+          "serve: PEM file with what the certificates of clients must lead to; reread when it changes");
+ABSL_FLAG(bool, tls_client_certificate_optional, false,
+          "serve: with --tls_client_ca, let clients in without a certificate too; they need a token");
+ABSL_FLAG(
+    std::string, credentials_file, "",
+    "serve: hashed tokens and names of client certificates (server/auth/credentials.proto as text); reread when it changes");
+ABSL_FLAG(std::string, jwks_file, "", "serve: JSON Web Key Set of those who issue JWTs; reread when it changes");
+ABSL_FLAG(std::string, jwt_issuer, "", "serve: `iss` that a JWT must have");
+ABSL_FLAG(std::string, jwt_audience, "", "serve: `aud` that a JWT must contain");
+ABSL_FLAG(std::string, jwt_project_claim, "project", "serve: claim of a JWT with the caller's project");
+ABSL_FLAG(std::string, jwt_role_claim, "role", "serve: claim of a JWT with the caller's role: reader, writer or admin");
+ABSL_FLAG(bool, anonymous, false,
+          "serve: everybody who reaches the server may do everything, on other than loopback addresses too");
+ABSL_FLAG(bool, reflection, false, "serve: gRPC reflection, for tools like grpcurl; on loopback addresses it is always on");
+ABSL_FLAG(std::string, health_listen, "",
+          "serve, work: address for probes: grpc.health.v1.Health alone, over plaintext, without credentials; empty: off");
 ABSL_FLAG(std::string, metrics_listen, "localhost:9464", "serve, work: address of Prometheus metrics over HTTP; empty: off");
 ABSL_FLAG(std::string, port_file, "", "serve: file to write the gRPC port to once calls are taken");
 ABSL_FLAG(int, workers, 1, "serve, work: operations worked on at a time by this process; serve takes 0 where others work");
@@ -66,6 +91,11 @@ ABSL_FLAG(bool, admission, true, "start operations only where memory and disk ar
 ABSL_FLAG(int64_t, min_free_disk_mb, 256, "space on the file system of --data_dir that operations leave free, in MiB");
 ABSL_FLAG(std::string, log_format, "json", "json (one object per line) or text");
 ABSL_FLAG(std::string, target, "localhost:50051", "health: address of the server to ask");
+ABSL_FLAG(std::string, tls_ca, "", "health: PEM file with what the server's certificate must lead to; empty: plaintext");
+ABSL_FLAG(std::string, principal, "", "create-token: name of the caller");
+ABSL_FLAG(std::string, project, "", "create-token: project that the caller works in");
+ABSL_FLAG(std::string, role, "", "create-token: reader, writer or admin");
+ABSL_FLAG(double, expire_in_h, 0, "create-token: hours that the token is good for; 0: for ever");
 
 namespace modelpress::server {
 namespace {
@@ -76,6 +106,7 @@ constexpr char kUsage[] = R"(usage: modelpressd ROLE [FLAGS]
   work     workers only, for the queue in --data_dir
   run      one operation; started by workers
   health   asks the server at --target: exit code 0 if it serves, else 1
+  create-token  makes a token: prints it, which happens only once, and below it the entry for --credentials_file
 
 A second SIGTERM or SIGINT ends the process without waiting. Exit codes: 0 ended on request, 1 could not start, 64 wrong usage.
 
@@ -128,6 +159,19 @@ absl::StatusOr<DaemonOptions> OptionsFromFlags(absl::string_view role) {
   options.database = absl::GetFlag(FLAGS_database);
   options.listen = role == "serve" ? absl::GetFlag(FLAGS_listen) : "";
   options.insecure_plaintext = absl::GetFlag(FLAGS_insecure_plaintext);
+  options.tls = {.cert = absl::GetFlag(FLAGS_tls_cert),
+                 .key = absl::GetFlag(FLAGS_tls_key),
+                 .client_ca = absl::GetFlag(FLAGS_tls_client_ca),
+                 .client_certificate_optional = absl::GetFlag(FLAGS_tls_client_certificate_optional)};
+  options.auth = {.credentials_file = absl::GetFlag(FLAGS_credentials_file),
+                  .jwks_file = absl::GetFlag(FLAGS_jwks_file),
+                  .jwt_issuer = absl::GetFlag(FLAGS_jwt_issuer),
+                  .jwt_audience = absl::GetFlag(FLAGS_jwt_audience),
+                  .jwt_project_claim = absl::GetFlag(FLAGS_jwt_project_claim),
+                  .jwt_role_claim = absl::GetFlag(FLAGS_jwt_role_claim),
+                  .anonymous = absl::GetFlag(FLAGS_anonymous)};
+  options.reflection = absl::GetFlag(FLAGS_reflection);
+  options.health_listen = absl::GetFlag(FLAGS_health_listen);
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.workers = absl::GetFlag(FLAGS_workers);
   options.drain_timeout = absl::Seconds(absl::GetFlag(FLAGS_drain_timeout_s));
@@ -214,6 +258,9 @@ int RunDaemon(absl::string_view role) {
   } else {
     LOG(INFO) << "modelpressd " << MODELPRESS_VERSION << " works on the queue in " << options->data_folder;
   }
+  if ((*daemon)->health_port() != 0) {
+    LOG(INFO) << "health on port " << (*daemon)->health_port() << " (--health_listen=" << options->health_listen << ")";
+  }
   if ((*daemon)->metrics_port() != 0) {
     LOG(INFO) << "metrics on port " << (*daemon)->metrics_port() << " (--metrics_listen=" << options->metrics_listen << ")";
   }
@@ -224,6 +271,38 @@ int RunDaemon(absl::string_view role) {
   (*daemon)->Stop();
   daemon->reset();
   LOG(INFO) << "stopped";
+  return 0;
+}
+
+int RunHealth() {
+  std::string tls_ca;
+  if (const std::string path = absl::GetFlag(FLAGS_tls_ca); !path.empty()) {
+    std::ostringstream pem;
+    pem << std::ifstream(path).rdbuf();
+    tls_ca = pem.str();
+    if (tls_ca.empty()) {
+      return UsageError(absl::StrCat("--tls_ca=", path, " cannot be read or is empty"));
+    }
+  }
+  const absl::Status serving = ProbeHealth(absl::GetFlag(FLAGS_target), absl::Seconds(5), tls_ca);
+  if (!serving.ok()) {
+    std::cerr << "modelpressd: " << serving.message() << "\n";
+  }
+  return serving.ok() ? 0 : 1;
+}
+
+int RunCreateToken() {
+  const double hours = absl::GetFlag(FLAGS_expire_in_h);
+  if (!(hours >= 0)) {
+    return UsageError("--expire_in_h must not be negative");
+  }
+  const absl::StatusOr<NewToken> made =
+      CreateToken(absl::GetFlag(FLAGS_principal), absl::GetFlag(FLAGS_project), absl::GetFlag(FLAGS_role),
+                  hours == 0 ? absl::InfiniteFuture() : absl::Now() + absl::Hours(hours));
+  if (!made.ok()) {
+    return UsageError(made.status().message());
+  }
+  std::cout << made->token << "\n" << made->entry;
   return 0;
 }
 
@@ -250,18 +329,17 @@ int Main(int argc, char** argv) {
   absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> positional = absl::ParseCommandLine(argc, argv);
   if (positional.size() != 2) {
-    return UsageError("give one role: serve, work or health");
+    return UsageError("give one role: serve, work, health or create-token");
   }
   const absl::string_view role = positional[1];
   if (role == "serve" || role == "work") {
     return RunDaemon(role);
   }
   if (role == "health") {
-    const absl::Status serving = ProbeHealth(absl::GetFlag(FLAGS_target), absl::Seconds(5));
-    if (!serving.ok()) {
-      std::cerr << "modelpressd: " << serving.message() << "\n";
-    }
-    return serving.ok() ? 0 : 1;
+    return RunHealth();
+  }
+  if (role == "create-token") {
+    return RunCreateToken();
   }
   return UsageError(absl::StrCat("no such role: ", role));
 }

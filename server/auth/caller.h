@@ -17,7 +17,7 @@ struct Caller {
   std::string principal = "anonymous";
   std::string project = "default";
   Role role = Role::kAdmin;
-  std::string traceparent;  // of this call (W3C Trace Context); "" if it came without
+  std::string traceparent;  // of this call (W3C Trace Context): a span of the trace that it came with, or of a new one
 };
 
 }  // namespace modelpress::server

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <mutex>
 #include <utility>
 
 #include "absl/log/log.h"
@@ -14,13 +13,13 @@
 #include "absl/time/time.h"
 #include "engine/base/status.h"
 #include "grpc/support/time.h"
-#include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "server/base/posix.h"
 #include "server/blobs/directory_blob_store.h"
+#include "server/daemon/reflection.h"
 #include "server/jobs/cost.h"
 #include "server/jobs/sql_job_store.h"
 #include "server/metrics/rpc_interceptor.h"
@@ -37,15 +36,6 @@ constexpr int kBlockingThreads = 8;  // for disk and database; more only queue a
 
 // For the last answers to leave and for clients to close their connections; those that do not are closed.
 constexpr int kConnectionGraceMs = 300;
-
-// Plugins of gRPC are switched on for the whole process, once, before the first server is built.
-void EnableGrpcPlugins() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    grpc::EnableDefaultHealthCheckService(true);
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  });
-}
 
 void SetLimits(grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
@@ -80,10 +70,9 @@ bool IsLoopback(const std::string& address) {
 Daemon::Daemon(const DaemonOptions& options) : options_(options), operation_ids_(clock_, 'o'), workspace_ids_(clock_, 'w') {}
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options) {
-  if (!options.listen.empty() && !options.insecure_plaintext && !IsLoopback(options.listen)) {
-    return MakeError(v1::REQUEST_INVALID, absl::StrCat("--listen=", options.listen,
-                                                       " would serve plaintext to other machines; listen on localhost, or give "
-                                                       "--insecure_plaintext where something else protects the connection"));
+  if (!options.listen.empty()) {
+    MP_RETURN_IF_ERROR(
+        CheckExposure(options.listen, IsLoopback(options.listen), options.insecure_plaintext, options.tls, options.auth));
   }
   std::unique_ptr<Daemon> daemon(new Daemon(options));
   MP_RETURN_IF_ERROR(daemon->OpenStores());
@@ -91,6 +80,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& optio
   daemon->StartHousekeeping();
   MP_RETURN_IF_ERROR(daemon->StartWorkers());
   MP_RETURN_IF_ERROR(daemon->StartRpc());
+  MP_RETURN_IF_ERROR(daemon->StartHealth());
   return daemon;
 }
 
@@ -146,9 +136,15 @@ absl::Status Daemon::StartRpc() {
   if (options_.listen.empty()) {
     return absl::OkStatus();
   }
-  EnableGrpcPlugins();
+  EnableHealthService();
+  MP_ASSIGN_OR_RETURN(access_, AccessControl::Open(options_.auth, clock_, counters_));
+  std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
+  if (options_.tls.enabled()) {
+    MP_ASSIGN_OR_RETURN(tls_, TlsCredentials::Open(options_.tls, clock_, counters_));
+    credentials = tls_->credentials();
+  }
   executor_ = std::make_unique<Executor>(kBlockingThreads);
-  calls_.emplace(*executor_);
+  calls_.emplace(*executor_, *access_);
   CostLimits limits;
   if (options_.admission.enabled) {
     MP_ASSIGN_OR_RETURN(const DiskSpace disk, DiskSpaceOf(options_.data_folder));
@@ -159,7 +155,7 @@ absl::Status Daemon::StartRpc() {
   operations_.emplace(*jobs_, *events_, *calls_);
 
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
+  builder.AddListeningPort(options_.listen, credentials, &port_);
   // Two servers on one port would each get half of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   SetLimits(builder);
@@ -167,6 +163,7 @@ absl::Status Daemon::StartRpc() {
   builder.RegisterService(&*compression_);
   builder.RegisterService(&*workspaces_service_);
   builder.RegisterService(&*operations_);
+  SetReflection(builder, options_.reflection || IsLoopback(options_.listen));
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(MakeMetricsInterceptorFactory(counters_));
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
@@ -178,10 +175,34 @@ absl::Status Daemon::StartRpc() {
   return absl::OkStatus();
 }
 
+absl::Status Daemon::StartHealth() {
+  std::vector<grpc::HealthCheckServiceInterface*> services;
+  if (!options_.health_listen.empty()) {
+    MP_ASSIGN_OR_RETURN(health_, HealthServer::Start(options_.health_listen));
+    services.push_back(health_->service());
+  }
+  if (rpc_ != nullptr) {
+    services.push_back(rpc_->GetHealthCheckService());
+  }
+  if (services.empty()) {
+    return absl::OkStatus();
+  }
+  health_monitor_ = std::make_unique<HealthMonitor>(std::move(services), options_.health_interval, [this] {
+    // That there is no such operation is an answer of a database that works.
+    const absl::Status answer = jobs_->Find("", "").status();
+    if (!absl::IsNotFound(answer)) {
+      return answer;
+    }
+    return access(options_.data_folder.c_str(), R_OK | W_OK | X_OK) == 0 ? absl::OkStatus()
+                                                                         : ErrnoError(errno, "write to", options_.data_folder);
+  });
+  return absl::OkStatus();
+}
+
 void Daemon::Stop() {
   const absl::Duration deadline = clock_.Elapsed() + options_.drain_timeout;
-  if (rpc_ != nullptr) {
-    rpc_->GetHealthCheckService()->SetServingStatus(false);
+  if (health_monitor_ != nullptr) {
+    health_monitor_->Drain();
   }
   for (const auto& worker : workers_) {
     worker->StopClaiming();
@@ -190,6 +211,7 @@ void Daemon::Stop() {
     calls_->Drain();
     events_->Notify();  // long polls look again and answer
     calls_->AwaitEnd(deadline - clock_.Elapsed());
+    health_monitor_.reset();  // it knows the server's health service
     rpc_->Shutdown(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(kConnectionGraceMs, GPR_TIMESPAN)));
     rpc_.reset();
     executor_.reset();
@@ -201,6 +223,8 @@ void Daemon::Stop() {
   if (housekeeper_ != nullptr) {
     housekeeper_->Stop();
   }
+  health_monitor_.reset();
+  health_.reset();
 }
 
 }  // namespace modelpress::server

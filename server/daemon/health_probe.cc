@@ -32,8 +32,11 @@ std::string Bytes(const grpc::ByteBuffer& buffer) {
 
 }  // namespace
 
-absl::Status ProbeHealth(const std::string& target, absl::Duration timeout) {
-  grpc::GenericStub stub(grpc::CreateChannel(target, grpc::InsecureChannelCredentials()));
+absl::Status ProbeHealth(const std::string& target, absl::Duration timeout, const std::string& tls_ca) {
+  grpc::SslCredentialsOptions tls;
+  tls.pem_root_certs = tls_ca;
+  grpc::GenericStub stub(
+      grpc::CreateChannel(target, tls_ca.empty() ? grpc::InsecureChannelCredentials() : grpc::SslCredentials(tls)));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   const grpc::Slice empty;

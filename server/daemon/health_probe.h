@@ -8,8 +8,9 @@
 
 namespace modelpress::server {
 
-// Asks grpc.health.v1.Health at `target` over plaintext. OK if it answers SERVING within `timeout`, else UNAVAILABLE.
-absl::Status ProbeHealth(const std::string& target, absl::Duration timeout);
+// Asks grpc.health.v1.Health at `target`, over TLS if `tls_ca` (PEM: who vouches for the server) is given, else over plaintext.
+// OK if it answers SERVING within `timeout`, else UNAVAILABLE.
+absl::Status ProbeHealth(const std::string& target, absl::Duration timeout, const std::string& tls_ca = "");
 
 }  // namespace modelpress::server
 

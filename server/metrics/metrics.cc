@@ -88,6 +88,18 @@ Metrics::Metrics()
                          .Name("modelpress_rpc_duration_seconds")
                          .Help("Time from the start of a call to its status")
                          .Register(*registry_)),
+      auth_failures_(&BuildCounter()
+                          .Name("modelpress_auth_failures_total")
+                          .Help("Calls refused because of who made them")
+                          .Register(*registry_)),
+      reload_failures_(&BuildCounter()
+                            .Name("modelpress_reload_failures_total")
+                            .Help("Times that a file had changed and could not be used")
+                            .Register(*registry_)),
+      certificate_expiry_(&prometheus::BuildGauge()
+                               .Name("modelpress_tls_certificate_expiry_timestamp_seconds")
+                               .Help("When the TLS certificate that is served expires, in seconds since 1970")
+                               .Register(*registry_)),
       upload_bytes_(&BuildCounter()
                          .Name("modelpress_upload_bytes_total")
                          .Help("Bytes received by UploadBytes and stored")
@@ -165,6 +177,14 @@ bool Metrics::SetIsolation(const std::string& mechanism, bool active) {
 
 void Metrics::RpcEnded(const std::string& method, const std::string& code, absl::Duration duration) {
   rpc_duration_->Add({{"method", method}, {"code", code}}, RpcSeconds()).Observe(absl::ToDoubleSeconds(duration));
+}
+
+void Metrics::AuthFailed(const std::string& cause) { auth_failures_->Add({{"reason", cause}}).Increment(); }
+
+void Metrics::ReloadFailed(const std::string& flag) { reload_failures_->Add({{"flag", flag}}).Increment(); }
+
+void Metrics::TlsCertificateExpires(absl::Time time) {
+  certificate_expiry_->Add({}).Set(static_cast<double>(absl::ToUnixSeconds(time)));
 }
 
 absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& address, Metrics& metrics,

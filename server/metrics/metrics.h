@@ -41,6 +41,11 @@ class Metrics {
   // Whether engine processes are held by `mechanism` (server/sandbox). True if that is news.
   bool SetIsolation(const std::string& mechanism, bool active);
   void RpcEnded(const std::string& method, const std::string& code, absl::Duration duration);
+  // `cause`: why a caller was not let in, of a small fixed set (server/auth/authenticator.h), or "denied".
+  void AuthFailed(const std::string& cause);
+  // A file of this flag (or "tls") has changed and cannot be used.
+  void ReloadFailed(const std::string& flag);
+  void TlsCertificateExpires(absl::Time time);
   void Uploaded(uint64_t bytes) { upload_bytes_->Increment(static_cast<double>(bytes)); }
   void Downloaded(uint64_t bytes) { download_bytes_->Increment(static_cast<double>(bytes)); }
 
@@ -67,6 +72,9 @@ class Metrics {
   std::mutex isolation_mutex_;
   std::map<std::string, bool> isolation_states_;  // what isolation_ shows
   Family<prometheus::Histogram> rpc_duration_;
+  Family<prometheus::Counter> auth_failures_;
+  Family<prometheus::Counter> reload_failures_;
+  Family<prometheus::Gauge> certificate_expiry_;
   prometheus::Counter* upload_bytes_;
   prometheus::Counter* download_bytes_;
   prometheus::Gauge* admission_waiting_;

@@ -1,4 +1,5 @@
-// The calls that are being served: counted, so that the end of the server can wait for them, and refused once it drains.
+// The calls that are being served: let in or not by who makes them, counted, so that the end of the server can wait for them, and
+// refused once it drains.
 #ifndef MODELPRESS_SERVER_RPC_CALLS_H_
 #define MODELPRESS_SERVER_RPC_CALLS_H_
 
@@ -10,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "grpcpp/server_context.h"
+#include "server/auth/access_control.h"
 #include "server/auth/caller.h"
 #include "server/base/executor.h"
 
@@ -19,10 +21,11 @@ namespace modelpress::server {
 // that come in meanwhile as CANCELLED, which clients do not retry. Thread-safe.
 class Calls {
  public:
-  // `executor` must outlive this.
-  explicit Calls(Executor& executor) : executor_(executor) {}
+  // Both must outlive this.
+  Calls(Executor& executor, AccessControl& access) : executor_(executor), access_(access) {}
 
-  // A call begins, for which its caller needs the role `needed`; every OK wants one Leave. SERVER_DRAINING once Drain was called.
+  // A call begins, for which its caller needs the role `needed`; every OK wants one Leave. Errors as AccessControl::Admit;
+  // SERVER_DRAINING once Drain was called.
   absl::StatusOr<Caller> Enter(const grpc::ServerContextBase& context, Role needed);
   void Leave();
   bool draining() const;
@@ -37,6 +40,7 @@ class Calls {
 
  private:
   Executor& executor_;
+  AccessControl& access_;
   mutable std::mutex mutex_;
   std::condition_variable ended_;
   int count_ = 0;

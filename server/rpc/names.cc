@@ -17,7 +17,7 @@ namespace {
 
 constexpr size_t kMaxComponent = 255;
 constexpr size_t kMaxPath = 1024;
-constexpr size_t kMaxWorkspaceId = 63;
+constexpr size_t kMaxId = 63;
 constexpr int kDefaultPageSize = 50;
 constexpr int kMaxPageSize = 1000;
 
@@ -104,23 +104,25 @@ absl::Status CheckComponent(absl::string_view component, const std::string& path
   return absl::OkStatus();
 }
 
+absl::Status CheckId(absl::string_view kind, const std::string& id, const std::string& field) {
+  const bool legal = !id.empty() && id.size() <= kMaxId && absl::ascii_islower(id[0]) &&
+                     std::ranges::all_of(id, [](char c) { return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '-'; });
+  return legal
+             ? absl::OkStatus()
+             : BadName(absl::StrCat(kind, " ", Quote(id), " is not 1 to 63 of a-z, 0-9 and '-', beginning with a letter"), field);
+}
+
 // Ids of uploads and operations are made by the server; others are refused before they reach a store.
 bool IsServerId(absl::string_view id) {
-  return !id.empty() && id.size() <= kMaxWorkspaceId &&
+  return !id.empty() && id.size() <= kMaxId &&
          std::ranges::all_of(id, [](char c) { return absl::ascii_islower(c) || absl::ascii_isdigit(c); });
 }
 
 }  // namespace
 
-absl::Status CheckWorkspaceId(const std::string& id, const std::string& field) {
-  const bool legal = !id.empty() && id.size() <= kMaxWorkspaceId && absl::ascii_islower(id[0]) &&
-                     std::ranges::all_of(id, [](char c) { return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '-'; });
-  if (!legal) {
-    return BadName(absl::StrCat("workspace id ", Quote(id), " is not 1 to 63 of a-z, 0-9 and '-', beginning with a letter"),
-                   field);
-  }
-  return absl::OkStatus();
-}
+absl::Status CheckWorkspaceId(const std::string& id, const std::string& field) { return CheckId("workspace id", id, field); }
+
+absl::Status CheckProject(const std::string& project, const std::string& field) { return CheckId("project", project, field); }
 
 absl::Status CheckPath(const std::string& path, const std::string& field) {
   if (path.empty()) {

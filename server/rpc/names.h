@@ -32,6 +32,8 @@ std::string FormatUploadName(const std::string& workspace_id, const std::string&
 
 // 1 to 63 of a-z, 0-9 and "-", beginning with a letter.
 absl::Status CheckWorkspaceId(const std::string& id, const std::string& field);
+// The same.
+absl::Status CheckProject(const std::string& project, const std::string& field);
 // Relative, components separated by "/", each 1 to 255 bytes of UTF-8 without control characters or "\", none of them "." or
 // "..", 1,024 bytes in all.
 absl::Status CheckPath(const std::string& path, const std::string& field);

@@ -120,12 +120,19 @@ grpc::ServerUnaryReactor* OperationsService::DeleteOperation(grpc::CallbackServe
 grpc::ServerUnaryReactor* OperationsService::WaitOperation(grpc::CallbackServerContext* context,
                                                            const google::longrunning::WaitOperationRequest* request,
                                                            google::longrunning::Operation* response) {
-  const absl::StatusOr<std::string> id = ParseOperationName(request->name(), "name");
-  absl::StatusOr<Caller> caller = id.ok() ? calls_.Enter(*context, Role::kReader) : id.status();
-  if (!caller.ok()) {
+  const auto refuse = [context](const absl::Status& status) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(ToGrpcStatus(caller.status()));
+    reactor->Finish(ToGrpcStatus(status));
     return reactor;
+  };
+  absl::StatusOr<Caller> caller = calls_.Enter(*context, Role::kReader);
+  if (!caller.ok()) {
+    return refuse(caller.status());
+  }
+  const absl::StatusOr<std::string> id = ParseOperationName(request->name(), "name");
+  if (!id.ok()) {
+    calls_.Leave();
+    return refuse(id.status());
   }
   absl::Duration deadline = absl::InfiniteDuration();
   if (request->has_timeout()) {
