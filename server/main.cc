@@ -3,80 +3,54 @@
 #include <pthread.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <csignal>
-#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iostream>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/reflection.h"
-#include "absl/flags/usage_config.h"
 #include "absl/log/log.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/base/status.h"
 #include "grpc/support/log.h"
+#include "server/config/command_line.h"
+#include "server/config/load.h"
+#include "server/config/options.h"
 #include "server/daemon/daemon.h"
 #include "server/daemon/health_probe.h"
 #include "server/log/log.h"
 #include "server/worker/run.h"
 
-ABSL_FLAG(std::string, data_dir, "", "serve, work: folder for database, files and scratch space; made if missing");
-ABSL_FLAG(std::string, listen, "localhost:50051",
-          "serve: address of the gRPC services; port 0 picks one. Plaintext, so loopback only (TLS is not built in yet)");
-ABSL_FLAG(bool, insecure_plaintext, false,
-          "serve: allow plaintext on any address, where a mesh or proxy protects the connection; anyone who reaches it may do "
-          "everything");
-ABSL_FLAG(std::string, metrics_listen, "localhost:9464", "serve, work: address of Prometheus metrics over HTTP; empty: off");
-ABSL_FLAG(std::string, port_file, "", "serve: file to write the gRPC port to once calls are taken");
-ABSL_FLAG(int, workers, 1, "serve, work: operations worked on at a time by this process; serve takes 0 where others work");
-ABSL_FLAG(int, threads_per_operation, 0, "threads of one operation; 0: the processors shared out among the workers");
-ABSL_FLAG(int64_t, child_memory_limit_mb, 0, "memory that one operation may allocate, in MiB; 0: no limit");
-ABSL_FLAG(int64_t, child_cpu_limit_s, 0, "CPU time of one operation, in seconds over all threads; 0: no limit");
-ABSL_FLAG(int64_t, child_file_limit_mb, 0, "size of one output file, in MiB; 0: no limit");
-ABSL_FLAG(double, max_execution_s, 86400, "time of one attempt at an operation, in seconds; caps execution_timeout of calls");
-ABSL_FLAG(double, lease_s, 10, "time after which an operation is taken from a worker that cannot be heard of, in seconds");
-ABSL_FLAG(double, drain_timeout_s, 30, "time that calls and operations get to end after SIGTERM, in seconds");
-ABSL_FLAG(std::string, log_format, "json", "json (one object per line) or text");
-ABSL_FLAG(std::string, target, "localhost:50051", "health: address of the server to ask");
-
 namespace modelpress::server {
 namespace {
 
-constexpr char kUsage[] = R"(usage: modelpressd ROLE [FLAGS]
-
-  serve    the gRPC services, and workers in the same process
-  work     workers only, for the queue in --data_dir
-  run      one operation; started by workers
-  health   asks the server at --target: exit code 0 if it serves, else 1
-
-A second SIGTERM or SIGINT ends the process without waiting. Exit codes: 0 ended on request, 1 could not start, 64 wrong usage.
-
-Flags:
-)";
 constexpr int kExitUsage = 64;
+constexpr char kTarget[] = "target";
+
+const std::vector<Command>& Commands() {
+  static const auto* const commands = new std::vector<Command>{
+      {.name = "serve", .help = "the gRPC services, and workers in the same process"},
+      {.name = "work", .help = "workers only, for the queue in --data_dir"},
+      {.name = "run", .help = "one operation; started by workers", .takes_settings = false},
+      {.name = "health",
+       .help = "asks a server whether it serves: exit code 0 if it does, else 1",
+       .takes_settings = false,
+       .flags = {{.name = kTarget, .help = "address of the server to ask", .standard = "localhost:50051"}}},
+  };
+  return *commands;
+}
 
 void PrintHelp() {
-  std::cout << kUsage;
-  std::vector<absl::CommandLineFlag*> flags;
-  for (const auto& [name, flag] : absl::GetAllFlags()) {
-    if (absl::EndsWith(flag->Filename(), "server/main.cc")) {
-      flags.push_back(flag);
-    }
-  }
-  std::ranges::sort(flags, {}, [](const absl::CommandLineFlag* flag) { return std::string(flag->Name()); });
-  for (const absl::CommandLineFlag* flag : flags) {
-    std::cout << "  --" << flag->Name() << "=" << flag->DefaultValue() << "\n        " << flag->Help() << "\n";
-  }
+  std::cout << "usage: modelpressd COMMAND [--FLAG=VALUE]...\n\n"
+            << CommandHelp(Commands()) << R"(
+Settings come from flags, else from environment variables (MODELPRESSD_ and the flag's name in capitals), else from the file that
+--config=FILE (or MODELPRESSD_CONFIG) names, in which the words in brackets below are messages of protobuf's text format.
+A second SIGTERM or SIGINT ends the process without waiting. Exit codes: 0 ended on request, 1 could not start, 64 wrong usage.
+)" << SettingsHelp();
 }
 
 int UsageError(absl::string_view message) {
@@ -84,37 +58,12 @@ int UsageError(absl::string_view message) {
   return kExitUsage;
 }
 
-absl::StatusOr<DaemonOptions> OptionsFromFlags(absl::string_view role) {
-  auto require = [](bool condition, absl::string_view message) {
-    return condition ? absl::OkStatus() : absl::InvalidArgumentError(message);
-  };
-  DaemonOptions options;
-  options.data_folder = absl::GetFlag(FLAGS_data_dir);
-  options.listen = role == "serve" ? absl::GetFlag(FLAGS_listen) : "";
-  options.insecure_plaintext = absl::GetFlag(FLAGS_insecure_plaintext);
-  options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
-  options.workers = absl::GetFlag(FLAGS_workers);
-  options.drain_timeout = absl::Seconds(absl::GetFlag(FLAGS_drain_timeout_s));
-  options.worker.lease = absl::Seconds(absl::GetFlag(FLAGS_lease_s));
-  options.worker.max_execution = absl::Seconds(absl::GetFlag(FLAGS_max_execution_s));
-  const int threads = absl::GetFlag(FLAGS_threads_per_operation);
-  const int processors = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  options.worker.threads_per_operation = threads > 0 ? threads : std::max(1, processors / std::max(1, options.workers));
-  const int64_t memory_mb = absl::GetFlag(FLAGS_child_memory_limit_mb);
-  const int64_t cpu_s = absl::GetFlag(FLAGS_child_cpu_limit_s);
-  const int64_t file_mb = absl::GetFlag(FLAGS_child_file_limit_mb);
-  MP_RETURN_IF_ERROR(require(!options.data_folder.empty(), "--data_dir is needed"));
-  MP_RETURN_IF_ERROR(require(role == "work" || !options.listen.empty(), "--listen must not be empty"));
-  MP_RETURN_IF_ERROR(require(options.workers >= (role == "work" ? 1 : 0), "--workers is too small"));
-  MP_RETURN_IF_ERROR(require(threads >= 0, "--threads_per_operation must not be negative"));
-  MP_RETURN_IF_ERROR(require(memory_mb >= 0 && cpu_s >= 0 && file_mb >= 0, "the --child_..._limit flags must not be negative"));
-  MP_RETURN_IF_ERROR(require(options.worker.lease >= absl::Milliseconds(100), "--lease_s must be 0.1 or more"));
-  MP_RETURN_IF_ERROR(require(options.worker.max_execution > absl::ZeroDuration(), "--max_execution_s must be positive"));
-  MP_RETURN_IF_ERROR(require(options.drain_timeout >= absl::ZeroDuration(), "--drain_timeout_s must not be negative"));
-  options.worker.limits = {.memory_bytes = static_cast<uint64_t>(memory_mb) << 20,
-                           .cpu_seconds = static_cast<uint64_t>(cpu_s),
-                           .file_bytes = static_cast<uint64_t>(file_mb) << 20};
-  return options;
+std::vector<std::string> Environment() {
+  std::vector<std::string> entries;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    entries.emplace_back(*entry);
+  }
+  return entries;
 }
 
 // Complete or not there at all, whenever it is read.
@@ -132,12 +81,14 @@ void LogGrpc(gpr_log_func_args* args) {
   LOG(LEVEL(severity)).AtLocation(args->file, args->line) << "gRPC: " << args->message;
 }
 
-int RunDaemon(absl::string_view role) {
-  const std::string format = absl::GetFlag(FLAGS_log_format);
-  if (format != "json" && format != "text") {
-    return UsageError("--log_format is json or text");
+int RunDaemon(const CommandLine& line) {
+  const absl::StatusOr<LoadedConfig> loaded = LoadConfig(line.settings, Environment(), line.config_file);
+  if (!loaded.ok()) {
+    return UsageError(loaded.status().message());
   }
-  const absl::StatusOr<DaemonOptions> options = OptionsFromFlags(role);
+  const ServerConfig& config = loaded->config;
+  const DaemonRole role = line.command == "work" ? DaemonRole::kWork : DaemonRole::kServe;
+  const absl::StatusOr<DaemonOptions> options = ToDaemonOptions(config, role);
   if (!options.ok()) {
     return UsageError(options.status().message());
   }
@@ -150,15 +101,16 @@ int RunDaemon(absl::string_view role) {
   pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
 
-  const LogOutput log(format == "json" ? LogOutput::Format::kJson : LogOutput::Format::kText, STDERR_FILENO);
+  const LogOutput log(config.observation().log_format() == "json" ? LogOutput::Format::kJson : LogOutput::Format::kText,
+                      STDERR_FILENO);
   gpr_set_log_function(LogGrpc);
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(*options);
   if (!daemon.ok()) {
     LOG(ERROR) << "cannot start: " << daemon.status().message();
     return 1;
   }
-  const std::string port_file = absl::GetFlag(FLAGS_port_file);
-  if (role == "serve") {
+  const std::string& port_file = config.rpc().port_file();
+  if (role == DaemonRole::kServe) {
     LOG(INFO) << "modelpressd " << MODELPRESS_VERSION << " serves on port " << (*daemon)->port()
               << " (--listen=" << options->listen << "), data in " << options->data_folder;
     if (absl::Status written = port_file.empty() ? absl::OkStatus() : WritePortFile(port_file, (*daemon)->port());
@@ -191,34 +143,33 @@ int Main(int argc, char** argv) {
       break;
     }
   }
-  // Without a look at flags: it must start quickly.
+  // Without a look at settings: it must start quickly, and those of its worker are not its.
   if (argc == 2 && absl::string_view(argv[1]) == "run") {
     return RunChild();
   }
-  const std::vector<absl::string_view> words(argv + 1, argv + argc);
-  if (std::ranges::find(words, "--help") != words.end() || std::ranges::find(words, "-h") != words.end()) {
+  const absl::StatusOr<CommandLine> line = ParseCommandLine(std::vector<std::string>(argv + 1, argv + argc), Commands());
+  if (!line.ok()) {
+    return UsageError(line.status().message());
+  }
+  if (line->help) {
     PrintHelp();
     return 0;
   }
-  absl::FlagsUsageConfig usage;
-  usage.version_string = [] { return absl::StrCat("modelpressd ", MODELPRESS_VERSION, "\n"); };
-  absl::SetFlagsUsageConfig(usage);
-  const std::vector<char*> positional = absl::ParseCommandLine(argc, argv);
-  if (positional.size() != 2) {
-    return UsageError("give one role: serve, work or health");
+  if (line->version) {
+    std::cout << "modelpressd " << MODELPRESS_VERSION << "\n";
+    return 0;
   }
-  const absl::string_view role = positional[1];
-  if (role == "serve" || role == "work") {
-    return RunDaemon(role);
+  if (line->command == "serve" || line->command == "work") {
+    return RunDaemon(*line);
   }
-  if (role == "health") {
-    const absl::Status serving = ProbeHealth(absl::GetFlag(FLAGS_target), absl::Seconds(5));
+  if (line->command == "health") {
+    const absl::Status serving = ProbeHealth(line->flags.at(kTarget), absl::Seconds(5));
     if (!serving.ok()) {
       std::cerr << "modelpressd: " << serving.message() << "\n";
     }
     return serving.ok() ? 0 : 1;
   }
-  return UsageError(absl::StrCat("no such role: ", role));
+  return RunChild();  // `run` in unusual company
 }
 
 }  // namespace

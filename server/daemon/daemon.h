@@ -14,6 +14,7 @@
 #include "server/base/clock.h"
 #include "server/base/executor.h"
 #include "server/base/ids.h"
+#include "server/base/quotas.h"
 #include "server/base/sqlite.h"
 #include "server/blobs/blob_store.h"
 #include "server/jobs/job_events.h"
@@ -35,6 +36,7 @@ struct DaemonOptions {
   std::string metrics_listen;       // as listen; "": off
   int workers = 1;                  // threads that each work on one operation at a time
   absl::Duration drain_timeout = absl::Seconds(30);
+  Quotas quotas;
   WorkerOptions worker;  // scratch_folder and owner are set by the daemon
 };
 
