@@ -6,13 +6,16 @@
 #include <string>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+
 namespace modelpress::server {
 
 // What one project may use; 0: no limit.
 struct ProjectQuota {
-  uint64_t bytes = 0;    // of all its files and of what its unfinished uploads announce; content that two names share counts twice
-  int running = 0;       // operations that run at the same time
-  int pending = 0;       // operations that wait
+  uint64_t bytes = 0;  // of all its files and of what its unfinished uploads announce; content that two names share counts twice
+  int running = 0;     // operations that run at the same time; more wait
+  int pending = 0;     // operations that wait
   int workspaces = 0;
 };
 
@@ -33,6 +36,10 @@ class Quotas {
   ProjectQuota standard_;
   std::map<std::string, ProjectQuota> exceptions_;
 };
+
+// QUOTA_EXCEEDED with the metadata `quota` ("bytes", "pending" or "workspaces"), `limit` and `used`. `wanted`: by how much `used`
+// was to grow.
+absl::Status QuotaExceeded(absl::string_view quota, uint64_t limit, uint64_t used, uint64_t wanted);
 
 }  // namespace modelpress::server
 

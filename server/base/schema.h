@@ -2,12 +2,15 @@
 #ifndef MODELPRESS_SERVER_BASE_SCHEMA_H_
 #define MODELPRESS_SERVER_BASE_SCHEMA_H_
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "server/base/quotas.h"
 #include "server/base/sqlite.h"
 #include "server/base/workspace_key.h"
 
@@ -21,7 +24,20 @@ absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& path);
 // WORKSPACE_NOT_FOUND unless the workspace exists.
 absl::Status RequireWorkspace(Connection& connection, const WorkspaceKey& workspace);
 
-// Points `path` to the content.
+// Writes down that the workspace was used, by which it came to hold so many bytes and files more (less).
+absl::Status UseWorkspace(Connection& connection, const WorkspaceKey& workspace, int64_t bytes, int64_t files, absl::Time now);
+
+// True if a file of the project has this content.
+absl::StatusOr<bool> HasContent(Connection& connection, const std::string& project, const std::string& sha256,
+                                uint64_t size_bytes);
+
+// The size of the file that has the name now; nullopt: none.
+absl::StatusOr<std::optional<int64_t>> FileSize(Connection& connection, const WorkspaceKey& workspace, const std::string& path);
+
+// QUOTA_EXCEEDED if the project has no room for `growth` bytes more. Nothing that shrinks is refused.
+absl::Status RequireBytes(Connection& connection, const Quotas& quotas, const std::string& project, int64_t growth);
+
+// Points `path` to the content. Whether there is room for it is to be asked before.
 absl::Status LinkFile(Connection& connection, const WorkspaceKey& workspace, const std::string& path, const std::string& sha256,
                       uint64_t size_bytes, absl::Time update_time);
 

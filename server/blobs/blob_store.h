@@ -33,7 +33,9 @@ class BlobWriter {
   virtual uint64_t committed_size() const = 0;
   // STORAGE_FULL, STORAGE_ERROR; what was committed before stays.
   virtual absl::Status Append(absl::Span<const char> data) = 0;
-  // Verifies size and digest and makes the blob. DIGEST_MISMATCH discards the bytes. Durable when it returns.
+  // Whether all bytes are there and have the announced digest: DIGEST_MISMATCH. Only Finish may follow.
+  virtual absl::Status Verify() = 0;
+  // Verifies and makes the blob. DIGEST_MISMATCH discards the bytes. Durable when it returns.
   virtual absl::Status Finish() = 0;
 };
 

@@ -128,6 +128,9 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
 
   absl::Status Append(absl::Span<const char> data) override {
     MP_RETURN_IF_ERROR(CheckOpen());
+    if (verified_.has_value()) {
+      return MakeError(v1::INTERNAL_ERROR, absl::StrCat("the bytes of the upload ", path_, " were verified already"));
+    }
     if (data.size() > expected_.size_bytes - size_) {
       return MakeError(v1::DIGEST_MISMATCH, absl::StrCat("more bytes were sent than the ", expected_.size_bytes,
                                                          " announced; announce the right size"));
@@ -152,6 +155,13 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
     }
     hash_.Update(data.data(), data.size());
     return absl::OkStatus();
+  }
+
+  absl::Status Verify() override {
+    if (!verified_.has_value()) {
+      verified_ = Compare();
+    }
+    return *verified_;
   }
 
   absl::Status Finish() override {
@@ -181,7 +191,7 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
     return finished_ ? MakeError(v1::INTERNAL_ERROR, absl::StrCat("the upload ", path_, " has ended already")) : absl::OkStatus();
   }
 
-  absl::Status Verify() {
+  absl::Status Compare() {
     if (size_ != expected_.size_bytes) {
       return MakeError(v1::DIGEST_MISMATCH,
                        absl::StrCat(size_, " bytes were sent, ", expected_.size_bytes, " were announced; send it again"));
@@ -213,6 +223,7 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
   uint64_t size_;
   uint64_t written_back_;  // how far StartWriteBack came
   Sha256 hash_;
+  std::optional<absl::Status> verified_;
   bool finished_ = false;
 };
 

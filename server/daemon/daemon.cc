@@ -85,8 +85,8 @@ absl::Status Daemon::OpenStores() {
   options_.worker.scratch_folder = options_.data_folder + "/scratch";
   MP_RETURN_IF_ERROR(MakeWritable(options_.worker.scratch_folder));
   MP_ASSIGN_OR_RETURN(database_, OpenDatabase(options_.data_folder + "/modelpress.db"));
-  jobs_ = std::make_unique<SqliteJobStore>(*database_, clock_);
-  workspaces_ = std::make_unique<SqliteWorkspaceStore>(*database_, clock_);
+  jobs_ = std::make_unique<SqliteJobStore>(*database_, clock_, options_.quotas);
+  workspaces_ = std::make_unique<SqliteWorkspaceStore>(*database_, clock_, options_.quotas);
   MP_ASSIGN_OR_RETURN(blobs_, DirectoryBlobStore::OpenFolder(options_.data_folder));
   events_ = std::make_unique<JobEvents>(*jobs_);
   return absl::OkStatus();

@@ -15,16 +15,22 @@
 #define MODELPRESS_SERVER_JOBS_JOB_STORE_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "google/longrunning/operations.pb.h"
+#include "google/protobuf/any.pb.h"
+#include "google/protobuf/message.h"
+#include "google/rpc/status.pb.h"
 #include "modelpress/v1/operations.pb.h"
+#include "modelpress/v1/workspaces.pb.h"
 
 namespace modelpress::server {
 
@@ -32,6 +38,12 @@ namespace modelpress::server {
 struct JobCost {
   uint64_t memory_bytes = 0;
   uint64_t disk_bytes = 0;
+};
+
+// Who asks for work, and how much of it there is room for.
+struct Claimant {
+  std::string owner;  // becomes Job::lease_owner
+  JobCost free = {UINT64_MAX, UINT64_MAX};
 };
 
 // One operation as stored. `metadata.state`, `.attempt` and the times are the truth; nothing is kept twice.
@@ -46,8 +58,9 @@ struct Job {
   int failures = 0;         // attempts that ended without an answer; those given back by a worker that stops do not count
   std::string lease_owner;  // while RUNNING or CANCELLING
   int64_t beats = 0;        // heartbeats so far, of all attempts
-  std::string cache_key;    // of the result (operation, canonical parameters, input digests, engine version); "": not to be reused
-  JobCost cost;             // what it is estimated to need
+  std::string cache_key;  // of the result (operation, canonical parameters, input digests, engine version); "": not to be reused
+  JobCost cost;           // what it is estimated to need
+  std::string trace_parent;  // of the call that asked for it (W3C Trace Context); "": it came without. Gives metadata.trace_id
 
   bool done() const;
 };
@@ -78,6 +91,15 @@ struct Outcome {
 // whether an outcome is one that the comment above allows (INTERNAL_ERROR if not).
 google::rpc::Status CancelledError();
 absl::Status CheckOutcome(const Outcome& outcome);
+// The error with its details as a job keeps it.
+google::rpc::Status StoredError(const absl::Status& status);
+
+// Requests and responses of all methods alike. The message in `any`; nullptr if it is of no type known to this program, or
+// malformed.
+std::unique_ptr<google::protobuf::Message> UnpackAny(const google::protobuf::Any& any);
+// `response` with `edit` applied to every File in it. INTERNAL_ERROR if it cannot be unpacked; the errors of `edit`.
+absl::StatusOr<google::protobuf::Any> EditFiles(const google::protobuf::Any& response,
+                                                absl::FunctionRef<absl::Status(v1::File&)> edit);
 
 struct JobFilter {
   std::optional<std::string> workspace;  // "workspaces/{id}"
@@ -97,7 +119,11 @@ class JobStore {
 
   // Accepts `job` (state PENDING, no attempt yet). With a `request_id` that the project gave before (within any time the store
   // remembers, at least 24 h): the job of that time if `job.request` is equal, else REQUEST_ID_REUSED. WORKSPACE_NOT_FOUND if the
-  // workspace is gone.
+  // workspace is gone. QUOTA_EXCEEDED if as many of the project's jobs wait already as may.
+  //
+  // If the project has a SUCCEEDED job with the same `cache_key` (not empty), and files that hold the content of every output of
+  // that one, then nothing is to be run: the new job is SUCCEEDED at once, with metadata.cached, no attempt, the same warnings,
+  // outputs and response, its outputs linked in its own workspace (QUOTA_EXCEEDED if they do not fit there).
   virtual absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) = 0;
   // OPERATION_NOT_FOUND.
   virtual absl::StatusOr<Job> Find(const std::string& project, const std::string& id) = 0;
@@ -111,20 +137,27 @@ class JobStore {
 
   // For workers. OPERATION_NOT_FOUND.
   virtual absl::StatusOr<Job> Get(const std::string& id) = 0;
-  // Takes the oldest PENDING job for `owner`: RUNNING, attempt + 1, under a lease. Nothing to do: nullopt.
-  virtual absl::StatusOr<std::optional<Job>> Claim(const std::string& owner) = 0;
+  // Takes a PENDING job: RUNNING, attempt + 1, under a lease. Nothing to do: nullopt.
+  //
+  // Projects take turns: of those with PENDING jobs and fewer unfinished attempts than their quota of `running`, the one with the
+  // fewest; among equals the one whose oldest PENDING job was accepted first. That job is taken. If it needs more than
+  // `claimant.free`, nothing is taken, not a smaller one either: otherwise small jobs could keep a big one waiting for ever.
+  virtual absl::StatusOr<std::optional<Job>> Claim(const Claimant& claimant) = 0;
   // Keeps the lease of attempt `attempt` and stores its progress (neither need be durable). Returns the state: CANCELLING asks
   // the holder to stop. FAILED_PRECONDITION (without reason) if that attempt does not hold the job any more: drop all work on it.
   virtual absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt,
                                                                  const v1::Progress& progress) = 0;
   // Ends attempt `attempt`: links the outputs under their names and stores the outcome, both or neither. A CANCELLING job whose
-  // attempt succeeded all the same ends SUCCEEDED. FAILED_PRECONDITION as Heartbeat.
-  virtual absl::Status Finish(const std::string& id, int attempt, const Outcome& outcome) = 0;
+  // attempt succeeded all the same ends SUCCEEDED. Outputs that do not fit the project's quota of bytes are not linked and the
+  // job ends FAILED with QUOTA_EXCEEDED. Returns the state that it ended in. FAILED_PRECONDITION as Heartbeat.
+  virtual absl::StatusOr<v1::OperationMetadata::State> Finish(const std::string& id, int attempt, const Outcome& outcome) = 0;
   // Gives the job back to PENDING (CANCELLED if it was CANCELLING), for another attempt; `failed` adds one to Job::failures.
   // FAILED_PRECONDITION as Heartbeat.
   virtual absl::Status Requeue(const std::string& id, int attempt, bool failed) = 0;
   // Jobs held under a lease, whoever holds it.
   virtual absl::StatusOr<std::vector<Job>> Leased() = 0;
+  // Forgets up to `limit` jobs that ended before `ended_before`, those that ended first first. Returns how many.
+  virtual absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) = 0;
   // (method, state) -> count of all jobs, for metrics.
   virtual absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() = 0;
 

@@ -1,7 +1,8 @@
 #include "server/jobs/sqlite_job_store.h"
 
+#include <algorithm>
 #include <charconv>
-#include <string_view>
+#include <compare>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -10,6 +11,7 @@
 #include "server/base/page_token.h"
 #include "server/base/schema.h"
 #include "server/base/sha256.h"
+#include "server/log/trace.h"
 
 namespace modelpress::server {
 namespace {
@@ -24,7 +26,8 @@ constexpr char kFinal[] = "state IN (4, 5, 6)";
 
 constexpr char kSelectJob[] =
     "SELECT id, workspace, method, state, attempt, create_time, start_time, end_time, lease_owner, beats, progress,"
-    " request, details, response, error, sequence, failures, project FROM jobs JOIN job_payloads USING (sequence) WHERE ";
+    " request, details, response, error, sequence, failures, project, memory_bytes, disk_bytes, cache_key, trace_parent"
+    " FROM jobs JOIN job_payloads USING (sequence) WHERE ";
 
 constexpr char kWorkspaces[] = "workspaces/";
 
@@ -48,6 +51,7 @@ v1::OperationMetadata Details(const v1::OperationMetadata& metadata) {
   details.clear_create_time();
   details.clear_start_time();
   details.clear_end_time();
+  details.clear_trace_id();
   return details;
 }
 
@@ -71,6 +75,12 @@ absl::StatusOr<Job> ReadJob(const Statement& row) {
   job.lease_owner = row.Bytes(8);
   job.beats = row.Integer(9);
   job.project = row.Bytes(17);
+  job.cost = {static_cast<uint64_t>(row.Integer(18)), static_cast<uint64_t>(row.Integer(19))};
+  job.cache_key = row.Bytes(20);
+  job.trace_parent = row.Bytes(21);
+  if (const std::optional<TraceContext> trace = ParseTraceparent(job.trace_parent); trace.has_value()) {
+    job.metadata.set_trace_id(trace->trace_id);
+  }
   if (!row.IsNull(10)) {
     MP_RETURN_IF_ERROR(ParseBlob(row.Bytes(10), job.id, *job.metadata.mutable_progress()));
   }
@@ -133,40 +143,227 @@ absl::Status NotHeld(const std::string& id, int attempt) {
   return absl::FailedPreconditionError(absl::StrCat("operations/", id, " is not held by attempt ", attempt, " any more"));
 }
 
-// What a transition of a held job needs to know of it.
+// What a transition of an unfinished job needs to know of it.
 struct HeldJob {
   int64_t sequence;
   State state;
   WorkspaceKey workspace;
 };
 
+HeldJob ReadHeldRow(const Statement& row) {
+  return {row.Integer(0), static_cast<State>(row.Integer(1)), {row.Bytes(2), row.Bytes(3)}};
+}
+
 // FAILED_PRECONDITION unless `attempt` holds the job.
 absl::StatusOr<HeldJob> ReadHeldJob(Connection& connection, const std::string& id, int attempt) {
   MP_ASSIGN_OR_RETURN(
       Statement statement,
-      connection.Query(absl::StrCat("SELECT sequence, state, project, workspace FROM jobs WHERE id = ?1 AND attempt = ?2 AND ", kHeld),
-                       {id, static_cast<int64_t>(attempt)}));
+      connection.Query(
+          absl::StrCat("SELECT sequence, state, project, workspace FROM jobs WHERE id = ?1 AND attempt = ?2 AND ", kHeld),
+          {id, static_cast<int64_t>(attempt)}));
   MP_ASSIGN_OR_RETURN(bool found, statement.Step());
   if (!found) {
     return NotHeld(id, attempt);
   }
-  return HeldJob{statement.Integer(0), static_cast<State>(statement.Integer(1)), {statement.Bytes(2), statement.Bytes(3)}};
+  return ReadHeldRow(statement);
 }
 
-// Ends a job: final state, end time, no lease.
-absl::Status End(Connection& connection, int64_t sequence, State state, absl::Time now, const SqlValue& response,
+// Ends a job: final state, end time, no lease, no inputs that it needs.
+absl::Status End(Connection& connection, const HeldJob& job, State state, absl::Time now, const SqlValue& response,
                  const SqlValue& error) {
-  MP_RETURN_IF_ERROR(
-      connection
-          .Execute("UPDATE jobs SET state = ?2, end_time = ?3, lease_owner = NULL WHERE sequence = ?1",
-                   {sequence, static_cast<int64_t>(state), absl::ToUnixMicros(now)})
-          .status());
+  const int64_t sequence = job.sequence;
+  MP_RETURN_IF_ERROR(connection.Execute("DELETE FROM job_inputs WHERE sequence = ?1", {sequence}).status());
+  MP_RETURN_IF_ERROR(UseWorkspace(connection, job.workspace, 0, 0, now));
+  MP_RETURN_IF_ERROR(connection
+                         .Execute("UPDATE jobs SET state = ?2, end_time = ?3, lease_owner = NULL WHERE sequence = ?1",
+                                  {sequence, static_cast<int64_t>(state), absl::ToUnixMicros(now)})
+                         .status());
   return connection.Execute("UPDATE job_payloads SET response = ?2, error = ?3 WHERE sequence = ?1", {sequence, response, error})
       .status();
 }
 
-absl::Status EndCancelled(Connection& connection, int64_t sequence, absl::Time now) {
-  return End(connection, sequence, v1::OperationMetadata::CANCELLED, now, std::monostate(), ToBlob(CancelledError()));
+absl::Status EndCancelled(Connection& connection, const HeldJob& job, absl::Time now) {
+  return End(connection, job, v1::OperationMetadata::CANCELLED, now, std::monostate(), ToBlob(CancelledError()));
+}
+
+// ---- Acceptance -------------------------------------------------------------------------------------------------------------
+
+SqlValue TextOrNull(const std::string& text) { return text.empty() ? SqlValue() : SqlValue(text); }
+
+// Costs beyond what a column can hold are as good as its maximum.
+int64_t ToColumn(uint64_t value) { return static_cast<int64_t>(std::min<uint64_t>(value, INT64_MAX)); }
+
+absl::Status RequirePending(Connection& connection, const Quotas& quotas, const std::string& project) {
+  const int limit = quotas.Of(project).pending;
+  if (limit == 0) {
+    return absl::OkStatus();
+  }
+  MP_ASSIGN_OR_RETURN(Statement statement,
+                      connection.Query("SELECT COUNT(*) FROM jobs WHERE state = 1 AND project = ?1", {project}));
+  MP_RETURN_IF_ERROR(statement.Step().status());
+  return statement.Integer(0) >= limit ? QuotaExceeded("pending", limit, statement.Integer(0), 1) : absl::OkStatus();
+}
+
+// Stores a job that nobody has worked on. Returns its sequence.
+absl::StatusOr<int64_t> Insert(Connection& connection, const Job& job, const WorkspaceKey& workspace, State state, absl::Time now,
+                               const v1::OperationMetadata& details) {
+  int64_t sequence = 0;
+  {
+    MP_ASSIGN_OR_RETURN(
+        Statement statement,
+        connection.Query(
+            "INSERT INTO jobs (id, project, workspace, method, state, attempt, create_time, memory_bytes, disk_bytes,"
+            " cache_key, trace_parent) VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9, ?10) RETURNING sequence",
+            {job.id, workspace.project, workspace.id, job.metadata.method(), static_cast<int64_t>(state), absl::ToUnixMicros(now),
+             ToColumn(job.cost.memory_bytes), ToColumn(job.cost.disk_bytes), TextOrNull(job.cache_key),
+             TextOrNull(job.trace_parent)}));
+    MP_RETURN_IF_ERROR(statement.Step().status());
+    sequence = statement.Integer(0);
+    MP_RETURN_IF_ERROR(statement.Step().status());  // to its end
+  }
+  MP_RETURN_IF_ERROR(connection
+                         .Execute("INSERT INTO job_payloads (sequence, request, details) VALUES (?1, ?2, ?3)",
+                                  {sequence, ToBlob(job.request), ToBlob(details)})
+                         .status());
+  return sequence;
+}
+
+absl::Status InsertInputs(Connection& connection, int64_t sequence, const v1::OperationMetadata& metadata) {
+  for (const v1::File& input : metadata.inputs()) {
+    MP_RETURN_IF_ERROR(connection
+                           .Execute("INSERT INTO job_inputs (sequence, sha256) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                                    {sequence, input.sha256()})
+                           .status());
+  }
+  return absl::OkStatus();
+}
+
+std::string FilesPrefix(const WorkspaceKey& workspace) { return absl::StrCat(kWorkspaces, workspace.id, "/files/"); }
+
+// By how many bytes the workspace grows when the outputs come into it.
+absl::StatusOr<int64_t> GrowthBy(Connection& connection, const WorkspaceKey& workspace, const std::vector<OutputFile>& outputs) {
+  int64_t growth = 0;
+  for (const OutputFile& output : outputs) {
+    MP_ASSIGN_OR_RETURN(const std::optional<int64_t> before, FileSize(connection, workspace, output.path));
+    growth += static_cast<int64_t>(output.size_bytes) - before.value_or(0);
+  }
+  return growth;
+}
+
+// Points the names to the outputs and lists them in `details`.
+absl::Status LinkOutputs(Connection& connection, const WorkspaceKey& workspace, const std::vector<OutputFile>& outputs,
+                         absl::Time now, v1::OperationMetadata& details) {
+  for (const OutputFile& output : outputs) {
+    MP_RETURN_IF_ERROR(LinkFile(connection, workspace, output.path, output.sha256, output.size_bytes, now));
+    v1::File& file = *details.add_outputs();
+    file.set_name(absl::StrCat(FilesPrefix(workspace), output.path));
+    file.set_sha256(output.sha256);
+    file.set_size_bytes(output.size_bytes);
+    *file.mutable_update_time() = TimeUtil::MicrosecondsToTimestamp(absl::ToUnixMicros(now));
+  }
+  return absl::OkStatus();
+}
+
+// The newest job that gives `job` its result.
+absl::StatusOr<std::optional<Job>> FindCached(Connection& connection, const Job& job) {
+  if (job.cache_key.empty()) {
+    return std::nullopt;
+  }
+  MP_ASSIGN_OR_RETURN(std::vector<Job> jobs, ReadJobs(connection,
+                                                      "state = 4 AND project = ?1 AND cache_key = ?2"
+                                                      " ORDER BY sequence DESC LIMIT 1",
+                                                      {job.project, job.cache_key}));
+  if (jobs.empty()) {
+    return std::nullopt;
+  }
+  for (const v1::File& output : jobs.front().metadata.outputs()) {
+    // A blob that a file points to is there, and stays while this transaction runs.
+    MP_ASSIGN_OR_RETURN(const bool held, HasContent(connection, job.project, output.sha256(), output.size_bytes()));
+    if (!held) {
+      return std::nullopt;
+    }
+  }
+  return std::move(jobs.front());
+}
+
+// Stores `job` as ended with the result of `cached`.
+absl::Status InsertCached(Connection& connection, const Quotas& quotas, const Job& job, const Job& cached,
+                          const WorkspaceKey& workspace, absl::Time now) {
+  const std::string before = absl::StrCat(cached.metadata.workspace(), "/files/");
+  const std::string prefix = FilesPrefix(workspace);
+  // The path in the workspace that `name` has in that of the cached job.
+  auto path_of = [&](absl::string_view name) -> absl::StatusOr<std::string> {
+    if (!absl::ConsumePrefix(&name, before)) {
+      return MakeError(v1::STORAGE_ERROR,
+                       absl::StrCat("operations/", cached.id, " has an output ", name, " outside its workspace"));
+    }
+    return std::string(name);
+  };
+  std::vector<OutputFile> outputs;
+  outputs.reserve(cached.metadata.outputs_size());
+  for (const v1::File& file : cached.metadata.outputs()) {
+    MP_ASSIGN_OR_RETURN(std::string path, path_of(file.name()));
+    outputs.push_back({std::move(path), file.sha256(), file.size_bytes()});
+  }
+  MP_ASSIGN_OR_RETURN(const google::protobuf::Any response, EditFiles(*cached.response, [&](v1::File& file) -> absl::Status {
+                        MP_ASSIGN_OR_RETURN(const std::string path, path_of(file.name()));
+                        file.set_name(absl::StrCat(prefix, path));
+                        return absl::OkStatus();
+                      }));
+  MP_ASSIGN_OR_RETURN(const int64_t growth, GrowthBy(connection, workspace, outputs));
+  MP_RETURN_IF_ERROR(RequireBytes(connection, quotas, workspace.project, growth));
+  v1::OperationMetadata details = Details(job.metadata);
+  details.set_cached(true);
+  *details.mutable_warnings() = cached.metadata.warnings();
+  MP_RETURN_IF_ERROR(LinkOutputs(connection, workspace, outputs, now, details));
+  MP_ASSIGN_OR_RETURN(const int64_t sequence, Insert(connection, job, workspace, v1::OperationMetadata::SUCCEEDED, now, details));
+  return End(connection, {sequence, v1::OperationMetadata::SUCCEEDED, workspace}, v1::OperationMetadata::SUCCEEDED, now,
+             ToBlob(response), std::monostate());
+}
+
+// ---- Claim ------------------------------------------------------------------------------------------------------------------
+
+// The job whose turn it is; 0: none. Hops from project to project in the index, so that a long queue costs no more than a short
+// one.
+absl::StatusOr<int64_t> FindNext(Connection& connection, const Quotas& quotas, const JobCost& free) {
+  struct Turn {
+    int64_t running;
+    int64_t sequence;
+    auto operator<=>(const Turn&) const = default;
+  };
+  std::optional<Turn> next;
+  {
+    MP_ASSIGN_OR_RETURN(
+        Statement statement,
+        connection.Query("WITH RECURSIVE waiting (project) AS ("
+                         "SELECT MIN(project) FROM jobs WHERE state = 1 UNION ALL"
+                         " SELECT (SELECT MIN(jobs.project) FROM jobs WHERE jobs.state = 1 AND jobs.project > waiting.project)"
+                         " FROM waiting WHERE waiting.project IS NOT NULL)"
+                         " SELECT project,"
+                         " (SELECT MIN(jobs.sequence) FROM jobs WHERE jobs.state = 1 AND jobs.project = waiting.project),"
+                         " (SELECT COUNT(*) FROM jobs WHERE jobs.state IN (2, 3) AND jobs.project = waiting.project)"
+                         " FROM waiting WHERE project IS NOT NULL"));
+    while (true) {
+      MP_ASSIGN_OR_RETURN(const bool row, statement.Step());
+      if (!row) {
+        break;
+      }
+      const Turn turn{statement.Integer(2), statement.Integer(1)};
+      const int limit = quotas.Of(statement.Bytes(0)).running;
+      if ((limit == 0 || turn.running < limit) && (!next.has_value() || turn < *next)) {
+        next = turn;
+      }
+    }
+  }
+  if (!next.has_value()) {
+    return 0;
+  }
+  MP_ASSIGN_OR_RETURN(Statement statement,
+                      connection.Query("SELECT memory_bytes, disk_bytes FROM jobs WHERE sequence = ?1", {next->sequence}));
+  MP_RETURN_IF_ERROR(statement.Step().status());
+  const bool fits = static_cast<uint64_t>(statement.Integer(0)) <= free.memory_bytes &&
+                    static_cast<uint64_t>(statement.Integer(1)) <= free.disk_bytes;
+  return fits ? next->sequence : 0;
 }
 
 }  // namespace
@@ -174,26 +371,25 @@ absl::Status EndCancelled(Connection& connection, int64_t sequence, absl::Time n
 absl::StatusOr<Job> SqliteJobStore::Create(const Job& job, const std::string& request_id) {
   MP_ASSIGN_OR_RETURN(const std::string workspace_id, WorkspaceId(job.metadata.workspace()));
   const WorkspaceKey workspace{job.project, workspace_id};
-  const SqlBlob request = ToBlob(job.request);
-  const std::string fingerprint = Sha256Hex(request.bytes);
+  const std::string fingerprint = Sha256Hex(ToBlob(job.request).bytes);
   Job created;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     const absl::Time now = clock_.Now();
-    MP_ASSIGN_OR_RETURN(std::string id, FindRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, now));
+    MP_ASSIGN_OR_RETURN(std::string id,
+                        FindRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, now));
     if (id.empty()) {
       id = job.id;
       MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
-      MP_RETURN_IF_ERROR(
-          connection
-              .Execute("INSERT INTO jobs (id, project, workspace, method, state, attempt, create_time)"
-                       " VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6)",
-                       {id, workspace.project, workspace.id, job.metadata.method(), static_cast<int64_t>(v1::OperationMetadata::PENDING),
-                        absl::ToUnixMicros(now)})
-              .status());
-      MP_RETURN_IF_ERROR(connection
-                             .Execute("INSERT INTO job_payloads (sequence, request, details) VALUES (?1, ?2, ?3)",
-                                      {connection.LastInsertRowid(), request, ToBlob(Details(job.metadata))})
-                             .status());
+      MP_ASSIGN_OR_RETURN(const std::optional<Job> cached, FindCached(connection, job));
+      if (cached.has_value()) {
+        MP_RETURN_IF_ERROR(InsertCached(connection, quotas_, job, *cached, workspace, now));
+      } else {
+        MP_RETURN_IF_ERROR(RequirePending(connection, quotas_, job.project));
+        MP_ASSIGN_OR_RETURN(const int64_t sequence,
+                            Insert(connection, job, workspace, v1::OperationMetadata::PENDING, now, Details(job.metadata)));
+        MP_RETURN_IF_ERROR(InsertInputs(connection, sequence, job.metadata));
+      }
+      MP_RETURN_IF_ERROR(UseWorkspace(connection, workspace, 0, 0, now));
       MP_RETURN_IF_ERROR(RememberRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, id, now));
     }
     MP_ASSIGN_OR_RETURN(created, ReadJobById(connection, id));
@@ -271,8 +467,9 @@ absl::StatusOr<JobPage> SqliteJobStore::List(const std::string& project, const J
 
 absl::Status SqliteJobStore::Delete(const std::string& project, const std::string& id) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(int64_t deleted, connection.Execute(absl::StrCat("DELETE FROM jobs WHERE project = ?1 AND id = ?2 AND ", kFinal),
-                                                              {project, id}));
+    MP_ASSIGN_OR_RETURN(
+        int64_t deleted,
+        connection.Execute(absl::StrCat("DELETE FROM jobs WHERE project = ?1 AND id = ?2 AND ", kFinal), {project, id}));
     if (deleted == 0) {
       MP_ASSIGN_OR_RETURN(Job job, ReadJobOf(connection, project, id));
       return MakeError(v1::OPERATION_RUNNING,
@@ -291,15 +488,18 @@ absl::StatusOr<Job> SqliteJobStore::RequestCancel(const std::string& project, co
                                                              {id, static_cast<int64_t>(v1::OperationMetadata::CANCELLING),
                                                               static_cast<int64_t>(v1::OperationMetadata::RUNNING)}));
     if (stopping == 0) {
-      int64_t pending = 0;
+      std::optional<HeldJob> pending;
       {
-        MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT sequence FROM jobs WHERE id = ?1 AND state = ?2",
-                                                                  {id, static_cast<int64_t>(v1::OperationMetadata::PENDING)}));
+        MP_ASSIGN_OR_RETURN(Statement statement,
+                            connection.Query("SELECT sequence, state, project, workspace FROM jobs WHERE id = ?1 AND state = ?2",
+                                             {id, static_cast<int64_t>(v1::OperationMetadata::PENDING)}));
         MP_ASSIGN_OR_RETURN(bool found, statement.Step());
-        pending = found ? statement.Integer(0) : 0;
+        if (found) {
+          pending = ReadHeldRow(statement);
+        }
       }
-      if (pending != 0) {
-        MP_RETURN_IF_ERROR(EndCancelled(connection, pending, clock_.Now()));
+      if (pending.has_value()) {
+        MP_RETURN_IF_ERROR(EndCancelled(connection, *pending, clock_.Now()));
       }
     }
     MP_ASSIGN_OR_RETURN(job, ReadJobById(connection, id));
@@ -308,38 +508,30 @@ absl::StatusOr<Job> SqliteJobStore::RequestCancel(const std::string& project, co
   return job;
 }
 
-absl::StatusOr<std::optional<Job>> SqliteJobStore::Claim(const std::string& owner) {
+absl::StatusOr<std::optional<Job>> SqliteJobStore::Claim(const Claimant& claimant) {
   // A look that takes no lock first: many idle workers poll.
-  constexpr char kOldest[] = "SELECT sequence, id FROM jobs WHERE state = 1 ORDER BY sequence LIMIT 1";
-  bool pending = false;
+  int64_t sequence = 0;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(kOldest));
-    MP_ASSIGN_OR_RETURN(pending, statement.Step());
+    MP_ASSIGN_OR_RETURN(sequence, FindNext(connection, quotas_, claimant.free));
     return absl::OkStatus();
   }));
   std::optional<Job> claimed;
-  if (!pending) {
+  if (sequence == 0) {
     return claimed;
   }
   MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
-    int64_t sequence = 0;
-    std::string id;
-    {
-      MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(kOldest));
-      MP_ASSIGN_OR_RETURN(bool found, statement.Step());
-      if (!found) {
-        return absl::OkStatus();
-      }
-      sequence = statement.Integer(0);
-      id = statement.Bytes(1);
+    MP_ASSIGN_OR_RETURN(sequence, FindNext(connection, quotas_, claimant.free));
+    if (sequence == 0) {
+      return absl::OkStatus();
     }
     MP_RETURN_IF_ERROR(connection
                            .Execute("UPDATE jobs SET state = ?2, attempt = attempt + 1, start_time = ?3, lease_owner = ?4,"
                                     " beats = beats + 1, progress = NULL WHERE sequence = ?1",
                                     {sequence, static_cast<int64_t>(v1::OperationMetadata::RUNNING),
-                                     absl::ToUnixMicros(clock_.Now()), owner})
+                                     absl::ToUnixMicros(clock_.Now()), claimant.owner})
                            .status());
-    MP_ASSIGN_OR_RETURN(claimed, ReadJobById(connection, id));
+    MP_ASSIGN_OR_RETURN(std::vector<Job> jobs, ReadJobs(connection, "sequence = ?1", {sequence}));
+    claimed = std::move(jobs.front());
     return absl::OkStatus();
   }));
   return claimed;
@@ -357,9 +549,10 @@ absl::StatusOr<State> SqliteJobStore::Heartbeat(const std::string& id, int attem
   return state;
 }
 
-absl::Status SqliteJobStore::Finish(const std::string& id, int attempt, const Outcome& outcome) {
+absl::StatusOr<State> SqliteJobStore::Finish(const std::string& id, int attempt, const Outcome& outcome) {
   MP_RETURN_IF_ERROR(CheckOutcome(outcome));
-  return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+  State ended = outcome.state;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(HeldJob held, ReadHeldJob(connection, id, attempt));
     if (outcome.state == v1::OperationMetadata::CANCELLED && held.state != v1::OperationMetadata::CANCELLING) {
       return MakeError(v1::INTERNAL_ERROR, absl::StrCat("operations/", id, " cannot end CANCELLED: nobody asked for it"));
@@ -368,27 +561,31 @@ absl::Status SqliteJobStore::Finish(const std::string& id, int attempt, const Ou
     MP_ASSIGN_OR_RETURN(Job job, ReadJobById(connection, id));
     v1::OperationMetadata details = Details(job.metadata);
     details.mutable_warnings()->Assign(outcome.warnings.begin(), outcome.warnings.end());
-    for (const OutputFile& output : outcome.outputs) {
-      MP_RETURN_IF_ERROR(LinkFile(connection, held.workspace, output.path, output.sha256, output.size_bytes, now));
-      v1::File& file = *details.add_outputs();
-      file.set_name(absl::StrCat(kWorkspaces, held.workspace.id, "/files/", output.path));
-      file.set_sha256(output.sha256);
-      file.set_size_bytes(output.size_bytes);
-      *file.mutable_update_time() = TimeUtil::MicrosecondsToTimestamp(absl::ToUnixMicros(now));
+    SqlValue response = outcome.response ? SqlValue(ToBlob(*outcome.response)) : SqlValue();
+    SqlValue error = outcome.error ? SqlValue(ToBlob(*outcome.error)) : SqlValue();
+    MP_ASSIGN_OR_RETURN(const int64_t growth, GrowthBy(connection, held.workspace, outcome.outputs));
+    if (absl::Status room = RequireBytes(connection, quotas_, held.workspace.project, growth); room.ok()) {
+      MP_RETURN_IF_ERROR(LinkOutputs(connection, held.workspace, outcome.outputs, now, details));
+    } else if (ReasonOf(room) == v1::QUOTA_EXCEEDED) {
+      ended = v1::OperationMetadata::FAILED;
+      response = SqlValue();
+      error = ToBlob(StoredError(room));
+    } else {
+      return room;
     }
     MP_RETURN_IF_ERROR(
         connection.Execute("UPDATE job_payloads SET details = ?2 WHERE sequence = ?1", {held.sequence, ToBlob(details)})
             .status());
-    return End(connection, held.sequence, outcome.state, now, outcome.response ? SqlValue(ToBlob(*outcome.response)) : SqlValue(),
-               outcome.error ? SqlValue(ToBlob(*outcome.error)) : SqlValue());
-  });
+    return End(connection, held, ended, now, response, error);
+  }));
+  return ended;
 }
 
 absl::Status SqliteJobStore::Requeue(const std::string& id, int attempt, bool failed) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
     if (job.state == v1::OperationMetadata::CANCELLING) {
-      return EndCancelled(connection, job.sequence, clock_.Now());
+      return EndCancelled(connection, job, clock_.Now());
     }
     return connection
         .Execute(
@@ -406,6 +603,17 @@ absl::StatusOr<std::vector<Job>> SqliteJobStore::Leased() {
     return absl::OkStatus();
   }));
   return jobs;
+}
+
+absl::StatusOr<int64_t> SqliteJobStore::ForgetFinished(absl::Time ended_before, int limit) {
+  int64_t forgotten = 0;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(forgotten, connection.Execute("DELETE FROM jobs WHERE sequence IN (SELECT sequence FROM jobs"
+                                                      " WHERE end_time < ?1 ORDER BY end_time, sequence LIMIT ?2)",
+                                                      {absl::ToUnixMicros(ended_before), static_cast<int64_t>(limit)}));
+    return absl::OkStatus();
+  }));
+  return forgotten;
 }
 
 absl::StatusOr<std::vector<std::pair<std::pair<std::string, State>, int64_t>>> SqliteJobStore::Count() {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "server/base/clock.h"
+#include "server/base/quotas.h"
 #include "server/base/sqlite.h"
 #include "server/jobs/job_store.h"
 
@@ -18,8 +19,9 @@ namespace modelpress::server {
 // attempts they tell of as well: the job is then found PENDING, or under a lease that runs out. Everything else survives both.
 class SqliteJobStore final : public JobStore {
  public:
-  // Both must outlive the store.
-  SqliteJobStore(Database& database, const Clock& clock) : database_(database), clock_(clock) {}
+  // All must outlive the store.
+  SqliteJobStore(Database& database, const Clock& clock, const Quotas& quotas)
+      : database_(database), clock_(clock), quotas_(quotas) {}
 
   absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) override;
   absl::StatusOr<Job> Find(const std::string& project, const std::string& id) override;
@@ -28,18 +30,20 @@ class SqliteJobStore final : public JobStore {
   absl::Status Delete(const std::string& project, const std::string& id) override;
   absl::StatusOr<Job> RequestCancel(const std::string& project, const std::string& id) override;
   absl::StatusOr<Job> Get(const std::string& id) override;
-  absl::StatusOr<std::optional<Job>> Claim(const std::string& owner) override;
+  absl::StatusOr<std::optional<Job>> Claim(const Claimant& claimant) override;
   absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt,
                                                          const v1::Progress& progress) override;
-  absl::Status Finish(const std::string& id, int attempt, const Outcome& outcome) override;
+  absl::StatusOr<v1::OperationMetadata::State> Finish(const std::string& id, int attempt, const Outcome& outcome) override;
   absl::Status Requeue(const std::string& id, int attempt, bool failed) override;
   absl::StatusOr<std::vector<Job>> Leased() override;
+  absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override;
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override;
   absl::StatusOr<uint64_t> Version() override;
 
  private:
   Database& database_;
   const Clock& clock_;
+  const Quotas& quotas_;
 };
 
 }  // namespace modelpress::server

@@ -9,6 +9,7 @@
 #include "engine/base/status.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "server/base/sha256.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/names.h"
 
@@ -39,6 +40,23 @@ google::protobuf::Any Pack(const google::protobuf::Message& request) {
   any.set_type_url(absl::StrCat("type.googleapis.com/", request.GetTypeName()));
   any.set_value(std::move(bytes));
   return any;
+}
+
+// What the result follows from: method and parameters, the contents of the inputs under their names, the engine. Names count,
+// because models and reports hold them.
+std::string CacheKey(const google::protobuf::Message& canonical, const std::string& workspace, const std::vector<v1::File>& inputs) {
+  const google::protobuf::Any request = Pack(canonical);
+  std::string facts;
+  auto add = [&facts](absl::string_view fact) { absl::StrAppend(&facts, fact.size(), ":", fact); };
+  add(MODELPRESS_VERSION);
+  add(request.type_url());
+  add(request.value());
+  const std::string prefix = FormatFileName(workspace, "");
+  for (const v1::File& file : inputs) {  // sorted by name
+    add(absl::StripPrefix(file.name(), prefix));
+    add(file.sha256());
+  }
+  return Sha256Hex(facts);
 }
 
 std::string FolderOf(const std::string& path) {
@@ -98,6 +116,7 @@ absl::StatusOr<std::vector<v1::File>> CompressionService::PinInputs(const Worksp
 
 absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const Caller& caller,
                                                                           const google::protobuf::Message& request,
+                                                                          const google::protobuf::Message& canonical,
                                                                           const std::string& workspace_name,
                                                                           const v1::CallOptions& options,
                                                                           const CallFiles& files) {
@@ -112,6 +131,10 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(const 
   job.metadata.set_method(std::string(absl::StripSuffix(request.GetDescriptor()->name(), "Request")));
   job.metadata.set_workspace(workspace_name);
   job.metadata.set_state(v1::OperationMetadata::PENDING);
+  if (!options.no_cache() && !options.validate_only()) {
+    job.cache_key = CacheKey(canonical, workspace, inputs);
+  }
+  job.trace_parent = caller.traceparent;
   for (v1::File& file : inputs) {
     *job.metadata.add_inputs() = std::move(file);
   }

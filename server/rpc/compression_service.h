@@ -97,11 +97,23 @@ class CompressionService final : public v1::Compression::CallbackService {
     return ServeUnary(context, calls_, Role::kWriter, [=, this](const Caller& caller) -> absl::Status {
       Request complete = *request;
       MP_ASSIGN_OR_RETURN(const CallFiles files, FilesOf(complete));
-      MP_ASSIGN_OR_RETURN(*operation, Accept(caller, complete, complete.workspace(), complete.options(), files));
+      MP_ASSIGN_OR_RETURN(*operation, Accept(caller, complete, Canonical(complete), complete.workspace(), complete.options(), files));
       return absl::OkStatus();
     });
   }
-  absl::StatusOr<Operation> Accept(const Caller& caller, const google::protobuf::Message& request, const std::string& workspace_name,
+  // The request without what makes no difference to its result.
+  template <typename Request>
+  static Request Canonical(const Request& request) {
+    Request canonical = request;
+    canonical.clear_workspace();
+    v1::CallOptions& options = *canonical.mutable_options();
+    options.clear_request_id();
+    options.clear_execution_timeout();
+    options.clear_no_cache();
+    return canonical;
+  }
+  absl::StatusOr<Operation> Accept(const Caller& caller, const google::protobuf::Message& request,
+                                   const google::protobuf::Message& canonical, const std::string& workspace_name,
                                    const v1::CallOptions& options, const CallFiles& files);
   absl::StatusOr<std::vector<v1::File>> PinInputs(const WorkspaceKey& workspace, const std::vector<Input>& inputs);
 

@@ -28,10 +28,14 @@ v1::Upload UploadProto(const UploadRow& row, uint64_t committed_size, bool compl
   return upload;
 }
 
-// The state of a stored upload. Where the content has come by another way meanwhile, or a stop of the server fell between storing
-// the content and naming it, the upload is completed here.
+// The state of a stored upload. It is completed here where the project has the content in a file already, and where a stop of the
+// server fell between storing the content that was sent and naming it. What only others have is to be sent like anything else: to
+// know a digest is not to have the content, and nobody learns by offering one what others have.
 absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow& row) {
-  MP_ASSIGN_OR_RETURN(const bool here, context.blobs.Contains({row.sha256, row.size_bytes}));
+  MP_ASSIGN_OR_RETURN(bool here, context.workspaces.HasContent(row.workspace.project, row.sha256, row.size_bytes));
+  if (!here && row.verified) {
+    MP_ASSIGN_OR_RETURN(here, context.blobs.Contains({row.sha256, row.size_bytes}));
+  }
   if (here) {
     MP_RETURN_IF_ERROR(context.workspaces.FinishUpload(row));
     MP_RETURN_IF_ERROR(context.blobs.DiscardUpload(row.id));
@@ -136,6 +140,9 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
     context_.metrics.Uploaded(data.size());
     if (writer_->committed_size() < row_.size_bytes) {
       return false;
+    }
+    if (writer_->Verify().ok()) {
+      MP_RETURN_IF_ERROR(context_.workspaces.SetUploadVerified(row_));
     }
     if (absl::Status finished = writer_->Finish(); !finished.ok()) {
       if (ReasonOf(finished) == v1::DIGEST_MISMATCH) {

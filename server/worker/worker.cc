@@ -67,7 +67,7 @@ absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& c
   if (failures < options.max_failures) {
     return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/true);
   }
-  return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(failures, cause));
+  return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(failures, cause)).status();
 }
 
 // Requeues a job whose worker or child was killed from outside. That is the machine's failure, not the job's, so it does not
@@ -76,7 +76,7 @@ absl::Status GiveBackLost(const WorkerOptions& options, const WorkerContext& con
   if (job.metadata.attempt() < options.max_attempts) {
     return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/false);
   }
-  return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(job.metadata.attempt(), cause));
+  return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(job.metadata.attempt(), cause)).status();
 }
 
 absl::Status RemoveDeadScratch(const WorkerOptions& options, const WorkerContext& context) {
@@ -412,9 +412,9 @@ class Worker::Attempt {
   }
 
   absl::Status Finish(const Outcome& outcome) {
-    MP_RETURN_IF_ERROR(context_.jobs.Finish(job_.id, attempt_, outcome));
-    context_.metrics.OperationEnded(job_.metadata.method(), outcome.state, absl::Now() - start_);
-    LOG(INFO) << State::State_Name(outcome.state) << " after " << absl::FormatDuration(absl::Now() - start_)
+    MP_ASSIGN_OR_RETURN(const State::State state, context_.jobs.Finish(job_.id, attempt_, outcome));
+    context_.metrics.OperationEnded(job_.metadata.method(), state, absl::Now() - start_);
+    LOG(INFO) << State::State_Name(state) << " after " << absl::FormatDuration(absl::Now() - start_)
               << (outcome.error.has_value() ? absl::StrCat(": ", outcome.error->message()) : "");
     return absl::OkStatus();
   }
@@ -519,7 +519,7 @@ void Worker::Loop() {
       rescue_at = absl::Now() + kRescueInterval;
     }
     const uint64_t seen = context_.events.generation();
-    const absl::StatusOr<std::optional<Job>> job = context_.jobs.Claim(options_.owner);
+    const absl::StatusOr<std::optional<Job>> job = context_.jobs.Claim({.owner = options_.owner});
     if (job.ok() && job->has_value()) {
       RunJob(**job);
       continue;

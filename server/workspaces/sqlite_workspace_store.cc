@@ -1,6 +1,7 @@
 #include "server/workspaces/sqlite_workspace_store.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/functional/function_ref.h"
@@ -13,7 +14,8 @@ namespace modelpress::server {
 namespace {
 
 constexpr char kSelectFile[] = "SELECT path, sha256, size_bytes, update_time FROM files WHERE project = ?1 AND workspace = ?2";
-constexpr char kSelectUpload[] = "SELECT id, project, workspace, path, sha256, size_bytes FROM uploads WHERE project = ?1 AND workspace = ?2";
+constexpr char kSelectUpload[] =
+    "SELECT id, project, workspace, path, sha256, size_bytes, verified FROM uploads WHERE project = ?1 AND workspace = ?2";
 
 WorkspaceRow ReadWorkspace(const Statement& row) { return {row.Bytes(0), absl::FromUnixMicros(row.Integer(1))}; }
 
@@ -22,7 +24,8 @@ FileRow ReadFile(const Statement& row) {
 }
 
 UploadRow ReadUpload(const Statement& row) {
-  return {row.Bytes(0), {row.Bytes(1), row.Bytes(2)}, row.Bytes(3), row.Bytes(4), static_cast<uint64_t>(row.Integer(5))};
+  return {row.Bytes(0), {row.Bytes(1), row.Bytes(2)},          row.Bytes(3),
+          row.Bytes(4), static_cast<uint64_t>(row.Integer(5)), row.Integer(6) != 0};
 }
 
 template <typename Row>
@@ -39,6 +42,13 @@ absl::StatusOr<std::vector<Row>> ReadRows(Connection& connection, const std::str
   }
 }
 
+// The one number that `sql` selects.
+absl::StatusOr<int64_t> ReadInteger(Connection& connection, const std::string& sql, const std::vector<SqlValue>& values) {
+  MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(sql, values));
+  MP_RETURN_IF_ERROR(statement.Step().status());
+  return statement.Integer(0);
+}
+
 // Cuts the row that was read beyond the page and says where the next one begins.
 template <typename Row>
 Page<Row> MakePage(std::vector<Row> rows, int size, const std::string& scope, std::string Row::* key) {
@@ -52,23 +62,26 @@ Page<Row> MakePage(std::vector<Row> rows, int size, const std::string& scope, st
 
 absl::StatusOr<WorkspaceRow> ReadWorkspaceByKey(Connection& connection, const WorkspaceKey& workspace) {
   MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
-  MP_ASSIGN_OR_RETURN(
-      std::vector<WorkspaceRow> rows,
-      ReadRows<WorkspaceRow>(connection, "SELECT id, create_time FROM workspaces WHERE project = ?1 AND id = ?2",
-                             {workspace.project, workspace.id}, ReadWorkspace));
+  MP_ASSIGN_OR_RETURN(std::vector<WorkspaceRow> rows,
+                      ReadRows<WorkspaceRow>(connection, "SELECT id, create_time FROM workspaces WHERE project = ?1 AND id = ?2",
+                                             {workspace.project, workspace.id}, ReadWorkspace));
   return std::move(rows.front());
 }
 
 absl::StatusOr<UploadRow> ReadUploadById(Connection& connection, const WorkspaceKey& workspace, const std::string& id) {
   MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
-  MP_ASSIGN_OR_RETURN(std::vector<UploadRow> rows,
-                      ReadRows<UploadRow>(connection, absl::StrCat(kSelectUpload, " AND id = ?3"),
-                                          {workspace.project, workspace.id, id}, ReadUpload));
+  MP_ASSIGN_OR_RETURN(std::vector<UploadRow> rows, ReadRows<UploadRow>(connection, absl::StrCat(kSelectUpload, " AND id = ?3"),
+                                                                       {workspace.project, workspace.id, id}, ReadUpload));
   if (rows.empty()) {
-    return MakeError(v1::UPLOAD_NOT_FOUND, absl::StrCat("there is no unfinished upload workspaces/", workspace.id, "/uploads/", id,
-                                                        "; start it again, which sends nothing that is here already"));
+    return MakeError(v1::UPLOAD_NOT_FOUND, absl::StrCat("there is no unfinished upload workspaces/", workspace.id, "/uploads/",
+                                                        id, "; start it again, which sends nothing that is here already"));
   }
   return std::move(rows.front());
+}
+
+absl::Status ForgetUpload(Connection& connection, const UploadRow& upload, absl::Time now) {
+  MP_RETURN_IF_ERROR(connection.Execute("DELETE FROM uploads WHERE id = ?1", {upload.id}).status());
+  return UseWorkspace(connection, upload.workspace, -static_cast<int64_t>(upload.size_bytes), 0, now);
 }
 
 absl::Status FileNotFound(const WorkspaceKey& workspace, const std::string& path) {
@@ -82,15 +95,23 @@ absl::StatusOr<WorkspaceRow> SqliteWorkspaceStore::CreateWorkspace(const Workspa
   WorkspaceRow workspace;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     const absl::Time now = clock_.Now();
-    MP_ASSIGN_OR_RETURN(std::string name, FindRequest(connection, wanted.project, RequestKind::kWorkspace, request_id, wanted.id, now));
+    MP_ASSIGN_OR_RETURN(std::string name,
+                        FindRequest(connection, wanted.project, RequestKind::kWorkspace, request_id, wanted.id, now));
     if (name.empty()) {
       name = wanted.id.empty() ? fallback_id : wanted.id;
       MP_ASSIGN_OR_RETURN(int64_t inserted,
-                          connection.Execute("INSERT INTO workspaces (project, id, create_time) VALUES (?1, ?2, ?3)"
+                          connection.Execute("INSERT INTO workspaces (project, id, create_time, use_time) VALUES (?1, ?2, ?3, ?3)"
                                              " ON CONFLICT DO NOTHING",
                                              {wanted.project, name, absl::ToUnixMicros(now)}));
       if (inserted == 0) {
         return MakeError(v1::WORKSPACE_EXISTS, absl::StrCat("workspaces/", name, " exists already; choose another id, or none"));
+      }
+      if (const int limit = quotas_.Of(wanted.project).workspaces; limit > 0) {
+        MP_ASSIGN_OR_RETURN(const int64_t count,
+                            ReadInteger(connection, "SELECT COUNT(*) FROM workspaces WHERE project = ?1", {wanted.project}));
+        if (count > limit) {  // with the new one
+          return QuotaExceeded("workspaces", limit, count - 1, 1);
+        }
       }
       MP_RETURN_IF_ERROR(RememberRequest(connection, wanted.project, RequestKind::kWorkspace, request_id, wanted.id, name, now));
     }
@@ -121,7 +142,8 @@ absl::StatusOr<Page<WorkspaceRow>> SqliteWorkspaceStore::ListWorkspaces(const st
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(
         std::vector<WorkspaceRow> rows,
-        ReadRows<WorkspaceRow>(connection, "SELECT id, create_time FROM workspaces WHERE project = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+        ReadRows<WorkspaceRow>(connection,
+                               "SELECT id, create_time FROM workspaces WHERE project = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
                                {project, after, static_cast<int64_t>(size) + 1}, ReadWorkspace));
     page = MakePage(std::move(rows), size, scope, &WorkspaceRow::id);
     return absl::OkStatus();
@@ -134,16 +156,18 @@ absl::Status SqliteWorkspaceStore::DeleteWorkspace(const WorkspaceKey& workspace
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
     {
       // PENDING, RUNNING, CANCELLING
-      MP_ASSIGN_OR_RETURN(Statement statement,
-                          connection.Query("SELECT id FROM jobs WHERE project = ?1 AND workspace = ?2 AND state IN (1, 2, 3) LIMIT 1",
-                                           {workspace.project, workspace.id}));
+      MP_ASSIGN_OR_RETURN(
+          Statement statement,
+          connection.Query("SELECT id FROM jobs WHERE project = ?1 AND workspace = ?2 AND state IN (1, 2, 3) LIMIT 1",
+                           {workspace.project, workspace.id}));
       MP_ASSIGN_OR_RETURN(bool busy, statement.Step());
       if (busy) {
-        return MakeError(v1::WORKSPACE_BUSY, absl::StrCat("workspaces/", workspace.id, " is in use by operations/", statement.Bytes(0),
-                                                          "; cancel it or wait for its end"));
+        return MakeError(v1::WORKSPACE_BUSY, absl::StrCat("workspaces/", workspace.id, " is in use by operations/",
+                                                          statement.Bytes(0), "; cancel it or wait for its end"));
       }
     }
-    return connection.Execute("DELETE FROM workspaces WHERE project = ?1 AND id = ?2", {workspace.project, workspace.id}).status();  // files and uploads go with it
+    return connection.Execute("DELETE FROM workspaces WHERE project = ?1 AND id = ?2", {workspace.project, workspace.id})
+        .status();  // files and uploads go with it
   });
 }
 
@@ -151,9 +175,8 @@ absl::StatusOr<FileRow> SqliteWorkspaceStore::GetFile(const WorkspaceKey& worksp
   FileRow file;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
-    MP_ASSIGN_OR_RETURN(std::vector<FileRow> rows,
-                        ReadRows<FileRow>(connection, absl::StrCat(kSelectFile, " AND path = ?3"),
-                                          {workspace.project, workspace.id, path}, ReadFile));
+    MP_ASSIGN_OR_RETURN(std::vector<FileRow> rows, ReadRows<FileRow>(connection, absl::StrCat(kSelectFile, " AND path = ?3"),
+                                                                     {workspace.project, workspace.id, path}, ReadFile));
     if (rows.empty()) {
       return FileNotFound(workspace, path);
     }
@@ -192,8 +215,9 @@ absl::StatusOr<std::vector<FileRow>> SqliteWorkspaceStore::Snapshot(const Worksp
   std::vector<FileRow> files;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
-    MP_ASSIGN_OR_RETURN(files, ReadRows<FileRow>(connection, absl::StrCat(kSelectFile, range, " ORDER BY path LIMIT ?5"),
-                                                 {workspace.project, workspace.id, first, end, static_cast<int64_t>(max_files) + 1}, ReadFile));
+    MP_ASSIGN_OR_RETURN(
+        files, ReadRows<FileRow>(connection, absl::StrCat(kSelectFile, range, " ORDER BY path LIMIT ?5"),
+                                 {workspace.project, workspace.id, first, end, static_cast<int64_t>(max_files) + 1}, ReadFile));
     return absl::OkStatus();
   }));
   if (files.size() > static_cast<size_t>(std::max(max_files, 0))) {
@@ -206,6 +230,9 @@ absl::StatusOr<std::vector<FileRow>> SqliteWorkspaceStore::Snapshot(const Worksp
 absl::Status SqliteWorkspaceStore::PutFile(const WorkspaceKey& workspace, const FileRow& file) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
+    MP_ASSIGN_OR_RETURN(const std::optional<int64_t> before, FileSize(connection, workspace, file.path));
+    MP_RETURN_IF_ERROR(
+        RequireBytes(connection, quotas_, workspace.project, static_cast<int64_t>(file.size_bytes) - before.value_or(0)));
     return LinkFile(connection, workspace, file.path, file.sha256, file.size_bytes, clock_.Now());
   });
 }
@@ -213,11 +240,26 @@ absl::Status SqliteWorkspaceStore::PutFile(const WorkspaceKey& workspace, const 
 absl::Status SqliteWorkspaceStore::DeleteFile(const WorkspaceKey& workspace, const std::string& path) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
-    MP_ASSIGN_OR_RETURN(int64_t deleted,
-                        connection.Execute("DELETE FROM files WHERE project = ?1 AND workspace = ?2 AND path = ?3",
-                                           {workspace.project, workspace.id, path}));
-    return deleted == 0 ? FileNotFound(workspace, path) : absl::OkStatus();
+    MP_ASSIGN_OR_RETURN(const std::optional<int64_t> size, FileSize(connection, workspace, path));
+    if (!size.has_value()) {
+      return FileNotFound(workspace, path);
+    }
+    MP_RETURN_IF_ERROR(connection
+                           .Execute("DELETE FROM files WHERE project = ?1 AND workspace = ?2 AND path = ?3",
+                                    {workspace.project, workspace.id, path})
+                           .status());
+    return UseWorkspace(connection, workspace, -*size, -1, clock_.Now());
   });
+}
+
+absl::StatusOr<bool> SqliteWorkspaceStore::HasContent(const std::string& project, const std::string& sha256,
+                                                      uint64_t size_bytes) {
+  bool found = false;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(found, server::HasContent(connection, project, sha256, size_bytes));
+    return absl::OkStatus();
+  }));
+  return found;
 }
 
 absl::StatusOr<UploadRow> SqliteWorkspaceStore::FindOrCreateUpload(const UploadRow& upload) {
@@ -225,11 +267,17 @@ absl::StatusOr<UploadRow> SqliteWorkspaceStore::FindOrCreateUpload(const UploadR
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, upload.workspace));
     const auto size = static_cast<int64_t>(upload.size_bytes);
-    MP_RETURN_IF_ERROR(connection
-                           .Execute("INSERT INTO uploads (id, project, workspace, path, sha256, size_bytes)"
-                                    " VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (project, workspace, path, sha256, size_bytes) DO NOTHING",
-                                    {upload.id, upload.workspace.project, upload.workspace.id, upload.path, upload.sha256, size})
-                           .status());
+    const absl::Time now = clock_.Now();
+    MP_ASSIGN_OR_RETURN(const int64_t inserted,
+                        connection.Execute("INSERT INTO uploads (id, project, workspace, path, sha256, size_bytes, create_time)"
+                                           " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+                                           " ON CONFLICT (project, workspace, path, sha256, size_bytes) DO NOTHING",
+                                           {upload.id, upload.workspace.project, upload.workspace.id, upload.path, upload.sha256,
+                                            size, absl::ToUnixMicros(now)}));
+    if (inserted > 0) {
+      MP_RETURN_IF_ERROR(RequireBytes(connection, quotas_, upload.workspace.project, size));
+      MP_RETURN_IF_ERROR(UseWorkspace(connection, upload.workspace, size, 0, now));
+    }
     MP_ASSIGN_OR_RETURN(
         std::vector<UploadRow> rows,
         ReadRows<UploadRow>(connection, absl::StrCat(kSelectUpload, " AND path = ?3 AND sha256 = ?4 AND size_bytes = ?5"),
@@ -249,19 +297,121 @@ absl::StatusOr<UploadRow> SqliteWorkspaceStore::GetUpload(const WorkspaceKey& wo
   return upload;
 }
 
+absl::Status SqliteWorkspaceStore::SetUploadVerified(const UploadRow& upload) {
+  return database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+    MP_RETURN_IF_ERROR(ReadUploadById(connection, upload.workspace, upload.id).status());
+    return connection.Execute("UPDATE uploads SET verified = 1 WHERE id = ?1", {upload.id}).status();
+  });
+}
+
 absl::Status SqliteWorkspaceStore::FinishUpload(const UploadRow& upload) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(UploadRow stored, ReadUploadById(connection, upload.workspace, upload.id));
-    MP_RETURN_IF_ERROR(LinkFile(connection, stored.workspace, stored.path, stored.sha256, stored.size_bytes, clock_.Now()));
-    return connection.Execute("DELETE FROM uploads WHERE id = ?1", {stored.id}).status();
+    MP_RETURN_IF_ERROR(ForgetUpload(connection, stored, clock_.Now()));
+    // Room for it was made when the upload began.
+    return LinkFile(connection, stored.workspace, stored.path, stored.sha256, stored.size_bytes, clock_.Now());
   });
 }
 
 absl::Status SqliteWorkspaceStore::DeleteUpload(const WorkspaceKey& workspace, const std::string& id) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    return connection.Execute("DELETE FROM uploads WHERE project = ?1 AND workspace = ?2 AND id = ?3",
-                                           {workspace.project, workspace.id, id}).status();
+    MP_ASSIGN_OR_RETURN(const std::vector<UploadRow> rows,
+                        ReadRows<UploadRow>(connection, absl::StrCat(kSelectUpload, " AND id = ?3"),
+                                            {workspace.project, workspace.id, id}, ReadUpload));
+    return rows.empty() ? absl::OkStatus() : ForgetUpload(connection, rows.front(), clock_.Now());
   });
+}
+
+absl::StatusOr<ProjectUsage> SqliteWorkspaceStore::Usage(const std::string& project) {
+  ProjectUsage usage;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    {
+      MP_ASSIGN_OR_RETURN(Statement statement,
+                          connection.Query("SELECT bytes, files FROM workspaces WHERE project = ?1", {project}));
+      while (true) {
+        MP_ASSIGN_OR_RETURN(const bool row, statement.Step());
+        if (!row) {
+          break;
+        }
+        usage.bytes += static_cast<uint64_t>(statement.Integer(0));
+        usage.files += statement.Integer(1);
+        ++usage.workspaces;
+      }
+    }
+    MP_ASSIGN_OR_RETURN(usage.uploads, ReadInteger(connection, "SELECT COUNT(*) FROM uploads WHERE project = ?1", {project}));
+    MP_ASSIGN_OR_RETURN(usage.pending,
+                        ReadInteger(connection, "SELECT COUNT(*) FROM jobs WHERE state = 1 AND project = ?1", {project}));
+    MP_ASSIGN_OR_RETURN(usage.running,
+                        ReadInteger(connection, "SELECT COUNT(*) FROM jobs WHERE state IN (2, 3) AND project = ?1", {project}));
+    return absl::OkStatus();
+  }));
+  return usage;
+}
+
+absl::StatusOr<bool> SqliteWorkspaceStore::RemoveUnreferenced(const std::string& sha256,
+                                                              absl::FunctionRef<absl::Status()> remove) {
+  bool removed = false;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(Statement statement,
+                        connection.Query("SELECT 1 FROM files WHERE sha256 = ?1 UNION ALL SELECT 1 FROM uploads WHERE sha256 = ?1"
+                                         " UNION ALL SELECT 1 FROM job_inputs WHERE sha256 = ?1 LIMIT 1",
+                                         {sha256}));
+    MP_ASSIGN_OR_RETURN(const bool referenced, statement.Step());
+    if (!referenced) {
+      MP_RETURN_IF_ERROR(remove());
+      removed = true;
+    }
+    return absl::OkStatus();
+  }));
+  return removed;
+}
+
+absl::StatusOr<std::vector<std::string>> SqliteWorkspaceStore::DeleteUploadsBefore(absl::Time begun_before) {
+  std::vector<std::string> ids;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(const std::vector<UploadRow> rows,
+                        ReadRows<UploadRow>(connection,
+                                            "DELETE FROM uploads WHERE create_time < ?1"
+                                            " RETURNING id, project, workspace, path, sha256, size_bytes, verified",
+                                            {absl::ToUnixMicros(begun_before)}, ReadUpload));
+    ids.reserve(rows.size());
+    for (const UploadRow& row : rows) {
+      MP_RETURN_IF_ERROR(connection
+                             .Execute("UPDATE workspaces SET bytes = bytes - ?3 WHERE project = ?1 AND id = ?2",
+                                      {row.workspace.project, row.workspace.id, static_cast<int64_t>(row.size_bytes)})
+                             .status());
+      ids.push_back(row.id);
+    }
+    return absl::OkStatus();
+  }));
+  return ids;
+}
+
+absl::StatusOr<bool> SqliteWorkspaceStore::UploadExists(const std::string& id) {
+  bool found = false;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT 1 FROM uploads WHERE id = ?1", {id}));
+    MP_ASSIGN_OR_RETURN(found, statement.Step());
+    return absl::OkStatus();
+  }));
+  return found;
+}
+
+absl::StatusOr<std::vector<WorkspaceKey>> SqliteWorkspaceStore::DeleteIdleWorkspaces(absl::Time unused_since, int limit) {
+  std::vector<WorkspaceKey> deleted;
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(
+        deleted,
+        ReadRows<WorkspaceKey>(
+            connection,
+            "DELETE FROM workspaces WHERE (project, id) IN (SELECT project, id FROM workspaces WHERE use_time < ?1"
+            " AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.project = workspaces.project AND jobs.workspace = workspaces.id"
+            " AND jobs.state IN (1, 2, 3)) ORDER BY use_time LIMIT ?2) RETURNING project, id",
+            {absl::ToUnixMicros(unused_since), static_cast<int64_t>(limit)},
+            [](const Statement& row) { return WorkspaceKey{row.Bytes(0), row.Bytes(1)}; }));
+    return absl::OkStatus();
+  }));
+  return deleted;
 }
 
 }  // namespace modelpress::server

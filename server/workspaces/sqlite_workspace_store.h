@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "server/base/clock.h"
+#include "server/base/quotas.h"
 #include "server/base/sqlite.h"
 #include "server/workspaces/workspace_store.h"
 
@@ -13,8 +14,9 @@ namespace modelpress::server {
 // Workspaces in a database of OpenDatabase(), the same as that of the jobs. Thread-safe. Every change survives a power failure.
 class SqliteWorkspaceStore final : public WorkspaceStore {
  public:
-  // Both must outlive the store.
-  SqliteWorkspaceStore(Database& database, const Clock& clock) : database_(database), clock_(clock) {}
+  // All must outlive the store.
+  SqliteWorkspaceStore(Database& database, const Clock& clock, const Quotas& quotas)
+      : database_(database), clock_(clock), quotas_(quotas) {}
 
   absl::StatusOr<WorkspaceRow> CreateWorkspace(const WorkspaceKey& workspace, const std::string& fallback_id,
                                                const std::string& request_id) override;
@@ -27,14 +29,22 @@ class SqliteWorkspaceStore final : public WorkspaceStore {
   absl::StatusOr<std::vector<FileRow>> Snapshot(const WorkspaceKey& workspace, const std::string& folder, int max_files) override;
   absl::Status PutFile(const WorkspaceKey& workspace, const FileRow& file) override;
   absl::Status DeleteFile(const WorkspaceKey& workspace, const std::string& path) override;
+  absl::StatusOr<bool> HasContent(const std::string& project, const std::string& sha256, uint64_t size_bytes) override;
   absl::StatusOr<UploadRow> FindOrCreateUpload(const UploadRow& upload) override;
   absl::StatusOr<UploadRow> GetUpload(const WorkspaceKey& workspace, const std::string& id) override;
+  absl::Status SetUploadVerified(const UploadRow& upload) override;
   absl::Status FinishUpload(const UploadRow& upload) override;
   absl::Status DeleteUpload(const WorkspaceKey& workspace, const std::string& id) override;
+  absl::StatusOr<ProjectUsage> Usage(const std::string& project) override;
+  absl::StatusOr<bool> RemoveUnreferenced(const std::string& sha256, absl::FunctionRef<absl::Status()> remove) override;
+  absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before) override;
+  absl::StatusOr<bool> UploadExists(const std::string& id) override;
+  absl::StatusOr<std::vector<WorkspaceKey>> DeleteIdleWorkspaces(absl::Time unused_since, int limit) override;
 
  private:
   Database& database_;
   const Clock& clock_;
+  const Quotas& quotas_;
 };
 
 }  // namespace modelpress::server

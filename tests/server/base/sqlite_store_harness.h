@@ -17,18 +17,19 @@ namespace modelpress::server {
 class SqliteStoreHandle final : public StoreHandle {
  public:
   // nullptr, with a failure of the test, if the database at `path` cannot be opened.
-  static std::unique_ptr<SqliteStoreHandle> Open(const std::string& path, const Clock& clock) {
+  static std::unique_ptr<SqliteStoreHandle> Open(const std::string& path, const Clock& clock, const Quotas& quotas) {
     absl::StatusOr<std::unique_ptr<Database>> database = OpenDatabase(path);
     EXPECT_OK(database);
-    return database.ok() ? std::unique_ptr<SqliteStoreHandle>(new SqliteStoreHandle(*std::move(database), clock)) : nullptr;
+    return database.ok() ? std::unique_ptr<SqliteStoreHandle>(new SqliteStoreHandle(*std::move(database), clock, quotas))
+                         : nullptr;
   }
 
   JobStore& jobs() override { return jobs_; }
   WorkspaceStore& workspaces() override { return workspaces_; }
 
  private:
-  SqliteStoreHandle(std::unique_ptr<Database> database, const Clock& clock)
-      : database_(std::move(database)), jobs_(*database_, clock), workspaces_(*database_, clock) {}
+  SqliteStoreHandle(std::unique_ptr<Database> database, const Clock& clock, const Quotas& quotas)
+      : database_(std::move(database)), jobs_(*database_, clock, quotas), workspaces_(*database_, clock, quotas) {}
 
   const std::unique_ptr<Database> database_;
   SqliteJobStore jobs_;
@@ -37,8 +38,8 @@ class SqliteStoreHandle final : public StoreHandle {
 
 class SqliteStoreHarness final : public StoreHarness {
  public:
-  std::unique_ptr<StoreHandle> Open(const Clock& clock) override {
-    return SqliteStoreHandle::Open(folder_.path() + "/modelpress.db", clock);
+  std::unique_ptr<StoreHandle> Open(const Clock& clock, const Quotas& quotas) override {
+    return SqliteStoreHandle::Open(folder_.path() + "/modelpress.db", clock, quotas);
   }
 
  private:

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 
+#include "server/base/quotas.h"
 #include "server/jobs/job_store.h"
 #include "server/workspaces/workspace_store.h"
 #include "tests/server/base/fake_clock.h"
@@ -23,8 +24,9 @@ class StoreHandle {
 class StoreHarness {
  public:
   virtual ~StoreHarness() = default;
-  // Opens it as a freshly started process would. Any number of handles may be open at the same time.
-  virtual std::unique_ptr<StoreHandle> Open(const Clock& clock) = 0;
+  // Opens it as a freshly started process would. Any number of handles may be open at the same time. `clock` and `quotas` must
+  // outlive the handle.
+  virtual std::unique_ptr<StoreHandle> Open(const Clock& clock, const Quotas& quotas) = 0;
 };
 
 using StoreHarnessFactory = std::function<std::unique_ptr<StoreHarness>()>;

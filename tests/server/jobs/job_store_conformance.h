@@ -42,7 +42,7 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
   }
   void Reopen() {
     handle_.reset();
-    handle_ = harness_->Open(clock_);
+    handle_ = harness_->Open(clock_, quotas_);
     ASSERT_NE(handle_, nullptr);
   }
 
@@ -87,7 +87,7 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
     if (state == Metadata::PENDING) {
       return;
     }
-    ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, jobs().Claim("worker"));
+    ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, jobs().Claim({"worker"}));
     ASSERT_EQ(claimed->id, id);
     if (state == Metadata::CANCELLING || state == Metadata::CANCELLED) {
       ASSERT_OK(jobs().RequestCancel(kProject, id));
@@ -113,6 +113,7 @@ class JobStoreConformance : public testing::TestWithParam<StoreHarnessFactory> {
   }
 
   FakeClock clock_;
+  Quotas quotas_;  // none at first; the stores see what a test assigns
   std::unique_ptr<StoreHarness> harness_;
   std::unique_ptr<StoreHandle> handle_;
 };
@@ -132,9 +133,8 @@ inline bool SameJob(const Job& a, const Job& b) {
   auto same = [](const auto& x, const auto& y) {
     return x.has_value() == y.has_value() && (!x.has_value() || SameMessage(*x, *y));
   };
-  return a.id == b.id && a.lease_owner == b.lease_owner && a.beats == b.beats &&
-         SameMessage(a.request, b.request) && SameMessage(a.metadata, b.metadata) && same(a.response, b.response) &&
-         same(a.error, b.error);
+  return a.id == b.id && a.lease_owner == b.lease_owner && a.beats == b.beats && SameMessage(a.request, b.request) &&
+         SameMessage(a.metadata, b.metadata) && same(a.response, b.response) && same(a.error, b.error);
 }
 
 // ---- Create, Get ------------------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ TEST_P(JobStoreConformance, AReplayNeverRunsADeletedJobAgain) {
 }
 
 TEST_P(JobStoreConformance, OneRequestIdFromManyThreadsMakesOneJob) {
-  std::unique_ptr<StoreHandle> other = harness_->Open(clock_);
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_, quotas_);
   std::mutex mutex;
   std::set<std::string> ids;
   std::vector<std::thread> threads;
@@ -236,12 +236,12 @@ TEST_P(JobStoreConformance, OneRequestIdFromManyThreadsMakesOneJob) {
 // ---- Claim ------------------------------------------------------------------------------------------------------------------
 
 TEST_P(JobStoreConformance, ClaimTakesTheOldest) {
-  ASSERT_OK_AND_ASSIGN(std::optional<Job> none, jobs().Claim("worker"));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> none, jobs().Claim({"worker"}));
   EXPECT_FALSE(none.has_value());
   ASSERT_OK(jobs().Create(NewJob("oz"), ""));
   ASSERT_OK(jobs().Create(NewJob("oa"), ""));
   clock_.Advance(absl::Seconds(5));
-  ASSERT_OK_AND_ASSIGN(std::optional<Job> first, jobs().Claim("worker"));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> first, jobs().Claim({"worker"}));
   ASSERT_TRUE(first.has_value());
   EXPECT_EQ(first->id, "oz");
   EXPECT_EQ(first->metadata.state(), Metadata::RUNNING);
@@ -251,9 +251,9 @@ TEST_P(JobStoreConformance, ClaimTakesTheOldest) {
             absl::ToUnixMicros(clock_.Now()));
   ASSERT_OK_AND_ASSIGN(Job stored, jobs().Get("oz"));
   EXPECT_TRUE(SameJob(stored, *first));
-  ASSERT_OK_AND_ASSIGN(std::optional<Job> second, jobs().Claim("worker"));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> second, jobs().Claim({"worker"}));
   EXPECT_EQ(second->id, "oa");
-  ASSERT_OK_AND_ASSIGN(none, jobs().Claim("worker"));
+  ASSERT_OK_AND_ASSIGN(none, jobs().Claim({"worker"}));
   EXPECT_FALSE(none.has_value());
 }
 
@@ -262,7 +262,7 @@ TEST_P(JobStoreConformance, EachJobIsClaimedOnceByManyThreadsOfTwoProcesses) {
   for (int i = 0; i < kJobs; ++i) {
     ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", i)), ""));
   }
-  std::unique_ptr<StoreHandle> other = harness_->Open(clock_);
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_, quotas_);
   std::mutex mutex;
   std::map<std::string, int> claims;
   std::vector<std::thread> threads;
@@ -271,7 +271,7 @@ TEST_P(JobStoreConformance, EachJobIsClaimedOnceByManyThreadsOfTwoProcesses) {
     threads.emplace_back([&, i] {
       JobStore& store = i % 2 == 0 ? jobs() : other->jobs();
       while (true) {
-        absl::StatusOr<std::optional<Job>> job = store.Claim(absl::StrCat("worker", i));
+        absl::StatusOr<std::optional<Job>> job = store.Claim({absl::StrCat("worker", i)});
         EXPECT_OK(job);
         if (!job.ok() || !job->has_value()) {
           return;
@@ -336,7 +336,7 @@ TEST_P(JobStoreConformance, HeartbeatsAreCountedWhileALeaseIsHeld) {
 
   // A new attempt never looks like one that stands still.
   ASSERT_OK(jobs().Requeue("o1", 1, /*failed=*/true));
-  ASSERT_OK(jobs().Claim("other"));
+  ASSERT_OK(jobs().Claim({"other"}));
   EXPECT_GT(beats()["o1"], second["o1"]);
 
   ASSERT_OK(jobs().Finish("o1", 2, Success()));
@@ -376,7 +376,7 @@ TEST_P(JobStoreConformance, ClaimLeavesAllButPendingJobsAlone) {
     SCOPED_TRACE(Metadata::State_Name(state));
     Reset();
     MakeJobIn(state, "o1");
-    ASSERT_OK_AND_ASSIGN(std::optional<Job> job, jobs().Claim("other"));
+    ASSERT_OK_AND_ASSIGN(std::optional<Job> job, jobs().Claim({"other"}));
     EXPECT_EQ(job.has_value(), state == Metadata::PENDING);
     EXPECT_EQ(StateOf("o1"), state == Metadata::PENDING ? Metadata::RUNNING : state);
   }
@@ -430,13 +430,14 @@ TEST_P(JobStoreConformance, FinishFromRunningAndCancelling) {
       SCOPED_TRACE(absl::StrCat(Metadata::State_Name(from), " to ", Metadata::State_Name(to)));
       Reset();
       MakeJobIn(from, "o1");
-      absl::Status status = jobs().Finish("o1", 1, to == Metadata::SUCCEEDED ? Success() : Failure(to));
+      absl::StatusOr<Metadata::State> ended = jobs().Finish("o1", 1, to == Metadata::SUCCEEDED ? Success() : Failure(to));
       if (from == Metadata::RUNNING && to == Metadata::CANCELLED) {
-        EXPECT_REASON(status, INTERNAL_ERROR);
+        EXPECT_REASON(ended, INTERNAL_ERROR);
         EXPECT_EQ(StateOf("o1"), from);
         continue;
       }
-      EXPECT_OK(status);
+      ASSERT_OK(ended);
+      EXPECT_EQ(*ended, to);
       ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
       EXPECT_EQ(job.metadata.state(), to);
       EXPECT_EQ(job.response.has_value(), to == Metadata::SUCCEEDED);
@@ -460,7 +461,7 @@ TEST_P(JobStoreConformance, RequeueGivesAnotherAttempt) {
   EXPECT_EQ(job.metadata.progress().done(), 0);
   EXPECT_EQ(job.lease_owner, "");
 
-  ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, jobs().Claim("second"));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, jobs().Claim({"second"}));
   EXPECT_EQ(claimed->id, "o1");  // it keeps its place in the queue
   EXPECT_EQ(claimed->metadata.attempt(), 2);
   // What is left of the first attempt can do no harm.
@@ -480,7 +481,7 @@ TEST_P(JobStoreConformance, OnlyFailedAttemptsCountAsFailures) {
     const bool failed = attempt % 2 == 0;
     ASSERT_OK(jobs().Requeue("o1", attempt, failed));
     failures += failed ? 1 : 0;
-    ASSERT_OK_AND_ASSIGN(std::optional<Job> job, jobs().Claim("w"));
+    ASSERT_OK_AND_ASSIGN(std::optional<Job> job, jobs().Claim({"w"}));
     ASSERT_TRUE(job.has_value());
     EXPECT_EQ(job->failures, failures);
   }
@@ -498,7 +499,7 @@ TEST_P(JobStoreConformance, RequeueEndsACancelledJob) {
 }
 
 TEST_P(JobStoreConformance, FinishLinksTheOutputs) {
-  ASSERT_OK(workspaces().PutFile("w", {.path = "results/a", .sha256 = std::string(64, 'f'), .size_bytes = 1}));
+  ASSERT_OK(workspaces().PutFile({kProject, "w"}, {.path = "results/a", .sha256 = std::string(64, 'f'), .size_bytes = 1}));
   MakeJobIn(Metadata::RUNNING, "o1");
   clock_.Advance(absl::Seconds(3));
   Outcome outcome = Success({Output("results/a", 'b'), Output("results/b", 'c')});
@@ -577,8 +578,8 @@ TEST_P(JobStoreConformance, PageSizesAndTokensByTheRules) {
   changed[0] = changed[0] == 'A' ? 'B' : 'A';
   EXPECT_REASON(jobs().List(kProject, {}, 10, changed), PAGE_TOKEN_INVALID);
   EXPECT_REASON(jobs().List(kProject, {.done = true}, 10, token), PAGE_TOKEN_INVALID);
-  ASSERT_OK_AND_ASSIGN(Page<WorkspaceRow> other_list, workspaces().ListWorkspaces(1, ""));
-  EXPECT_REASON(workspaces().ListWorkspaces(1, token), PAGE_TOKEN_INVALID);
+  ASSERT_OK_AND_ASSIGN(Page<WorkspaceRow> other_list, workspaces().ListWorkspaces(kProject, 1, ""));
+  EXPECT_REASON(workspaces().ListWorkspaces(kProject, 1, token), PAGE_TOKEN_INVALID);
 }
 
 TEST_P(JobStoreConformance, Filters) {
@@ -612,7 +613,7 @@ TEST_P(JobStoreConformance, Filters) {
 }
 
 TEST_P(JobStoreConformance, VersionTellsOfEveryChangeByAnyProcess) {
-  std::unique_ptr<StoreHandle> other = harness_->Open(clock_);
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_, quotas_);
   uint64_t here = *jobs().Version();
   uint64_t there = *other->jobs().Version();
   auto changed = [&](const char* what) {
@@ -626,7 +627,7 @@ TEST_P(JobStoreConformance, VersionTellsOfEveryChangeByAnyProcess) {
   };
   ASSERT_OK(jobs().Create(NewJob("o1"), ""));
   changed("create");
-  ASSERT_OK(other->jobs().Claim("worker"));
+  ASSERT_OK(other->jobs().Claim({"worker"}));
   changed("claim elsewhere");
   ASSERT_OK(jobs().Heartbeat("o1", 1, {}));
   changed("heartbeat");
@@ -637,15 +638,15 @@ TEST_P(JobStoreConformance, VersionTellsOfEveryChangeByAnyProcess) {
   ASSERT_OK(jobs().Delete(kProject, "o1"));
   changed("delete");
   ASSERT_OK(jobs().List(kProject, {}, 0, ""));
-  ASSERT_OK(other->jobs().Claim("worker"));
+  ASSERT_OK(other->jobs().Claim({"worker"}));
   EXPECT_EQ(*jobs().Version(), here);
   EXPECT_EQ(*other->jobs().Version(), there);
 }
 
 TEST_P(JobStoreConformance, AnotherProcessSeesEveryChangeAtOnce) {
-  std::unique_ptr<StoreHandle> other = harness_->Open(clock_);
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_, quotas_);
   ASSERT_OK(jobs().Create(NewJob("o1"), ""));
-  ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, other->jobs().Claim("other"));
+  ASSERT_OK_AND_ASSIGN(std::optional<Job> claimed, other->jobs().Claim({"other"}));
   ASSERT_TRUE(claimed.has_value());
   EXPECT_EQ(StateOf("o1"), Metadata::RUNNING);
   ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
@@ -660,14 +661,14 @@ TEST_P(JobStoreConformance, KilledWhileWritingNothingAcknowledgedIsLostOrTorn) {
     Reset();
     handle_.reset();  // no connection is carried over the fork
     std::vector<std::string> said = RunAndKill(lines, [this](const std::function<void(const std::string&)>& say) {
-      std::unique_ptr<StoreHandle> handle = harness_->Open(clock_);
+      std::unique_ptr<StoreHandle> handle = harness_->Open(clock_, quotas_);
       for (int i = 0;; ++i) {
         std::string id = absl::StrCat("o", i);
         if (!handle->jobs().Create(NewJob(id), id).ok()) {
           return;
         }
         say("created " + id);
-        if (!handle->jobs().Claim("worker").ok()) {
+        if (!handle->jobs().Claim({"worker"}).ok()) {
           return;
         }
         say("claimed " + id);

@@ -17,12 +17,14 @@ TEST(SqliteJobStoreTest, AFullDiskLosesNothing) {
     GTEST_SKIP() << "needs CAP_SYS_ADMIN to mount a small file system";
   }
   FakeClock clock;
-  std::unique_ptr<SqliteStoreHandle> handle = SqliteStoreHandle::Open(disk->path() + "/modelpress.db", clock);
+  const Quotas quotas;
+  std::unique_ptr<SqliteStoreHandle> handle = SqliteStoreHandle::Open(disk->path() + "/modelpress.db", clock, quotas);
   ASSERT_NE(handle, nullptr);
   ASSERT_OK(handle->workspaces().CreateWorkspace({kProject, "w"}, "", ""));
   auto job = [](int i) {
     Job job;
     job.id = absl::StrCat("o", i);
+    job.project = kProject;
     job.request.set_value(std::string(10'000, 'x'));
     job.metadata.set_workspace("workspaces/w");
     return job;
@@ -46,7 +48,7 @@ TEST(SqliteJobStoreTest, AFullDiskLosesNothing) {
   EXPECT_EQ(count(), created);
   // What needs no space works; after a crash too.
   handle.reset();
-  handle = SqliteStoreHandle::Open(disk->path() + "/modelpress.db", clock);
+  handle = SqliteStoreHandle::Open(disk->path() + "/modelpress.db", clock, quotas);
   ASSERT_NE(handle, nullptr);
   EXPECT_EQ(count(), created);
   disk->Free();

@@ -36,7 +36,7 @@ class WorkspaceStoreConformance : public testing::TestWithParam<StoreHarnessFact
   }
   void Reopen() {
     handle_.reset();
-    handle_ = harness_->Open(clock_);
+    handle_ = harness_->Open(clock_, quotas_);
     ASSERT_NE(handle_, nullptr);
   }
   WorkspaceStore& workspaces() { return handle_->workspaces(); }
@@ -69,6 +69,7 @@ class WorkspaceStoreConformance : public testing::TestWithParam<StoreHarnessFact
   }
 
   FakeClock clock_;
+  Quotas quotas_;  // none at first; the stores see what a test assigns
   std::unique_ptr<StoreHarness> harness_;
   std::unique_ptr<StoreHandle> handle_;
 };
@@ -143,7 +144,7 @@ TEST_P(WorkspaceStoreConformance, DeleteTakesFilesAndUploadsWithIt) {
 TEST_P(WorkspaceStoreConformance, DeleteWaitsForTheLastOperation) {
   ASSERT_OK(handle_->jobs().Create(NewJob("o1"), ""));
   EXPECT_REASON(workspaces().DeleteWorkspace(Key("w")), WORKSPACE_BUSY);
-  ASSERT_OK(handle_->jobs().Claim("worker"));
+  ASSERT_OK(handle_->jobs().Claim({"worker"}));
   EXPECT_REASON(workspaces().DeleteWorkspace(Key("w")), WORKSPACE_BUSY);
   ASSERT_OK(handle_->jobs().RequestCancel(kProject, "o1"));
   EXPECT_REASON(workspaces().DeleteWorkspace(Key("w")), WORKSPACE_BUSY);
@@ -215,11 +216,11 @@ TEST_P(WorkspaceStoreConformance, SnapshotSeesOneMoment) {
       }
     }
   });
-  std::unique_ptr<StoreHandle> writer = harness_->Open(clock_);
+  std::unique_ptr<StoreHandle> writer = harness_->Open(clock_, quotas_);
   for (int i = 0; i < kRounds; ++i) {
     const std::string id = absl::StrCat("o", i);
     EXPECT_OK(writer->jobs().Create(NewJob(id), ""));
-    EXPECT_OK(writer->jobs().Claim("worker"));
+    EXPECT_OK(writer->jobs().Claim({"worker"}));
     Outcome outcome{.state = v1::OperationMetadata::SUCCEEDED, .response = google::protobuf::Any()};
     for (const char* path : {"out/a", "out/b"}) {
       outcome.outputs.push_back({path, std::string(64, 'a'), static_cast<uint64_t>(i)});
@@ -277,7 +278,7 @@ TEST_P(WorkspaceStoreConformance, DeletedUploadsAreGone) {
 }
 
 TEST_P(WorkspaceStoreConformance, ManyThreadsOfTwoProcessesShareOneUpload) {
-  std::unique_ptr<StoreHandle> other = harness_->Open(clock_);
+  std::unique_ptr<StoreHandle> other = harness_->Open(clock_, quotas_);
   std::mutex mutex;
   std::set<std::string> ids;
   std::vector<std::thread> threads;
@@ -313,7 +314,7 @@ TEST_P(WorkspaceStoreConformance, NothingWorksInAWorkspaceThatIsGone) {
 TEST_P(WorkspaceStoreConformance, KilledWhileWritingNothingAcknowledgedIsLostOrTorn) {
   handle_.reset();  // no connection is carried over the fork
   std::vector<std::string> said = RunAndKill(40, [this](const std::function<void(const std::string&)>& say) {
-    std::unique_ptr<StoreHandle> handle = harness_->Open(clock_);
+    std::unique_ptr<StoreHandle> handle = harness_->Open(clock_, quotas_);
     for (int i = 0;; ++i) {
       absl::StatusOr<UploadRow> upload =
           handle->workspaces().FindOrCreateUpload(Upload(absl::StrCat("u", i), absl::StrCat("f", i)));
@@ -329,8 +330,9 @@ TEST_P(WorkspaceStoreConformance, KilledWhileWritingNothingAcknowledgedIsLostOrT
   }
   // The one after the last may be finished or not, but not half.
   for (size_t i = 0; i <= said.size(); ++i) {
-    EXPECT_NE(workspaces().GetFile(Key("w"), absl::StrCat("f", i)).ok() && workspaces().GetUpload(Key("w"), absl::StrCat("u", i)).ok(),
-              true);
+    EXPECT_NE(
+        workspaces().GetFile(Key("w"), absl::StrCat("f", i)).ok() && workspaces().GetUpload(Key("w"), absl::StrCat("u", i)).ok(),
+        true);
   }
 }
 
