@@ -17,6 +17,9 @@
 #include "absl/strings/string_view.h"
 #include "engine/base/status.h"
 #include "grpc/support/log.h"
+#include "server/backup/backup.h"
+#include "server/base/clock.h"
+#include "server/config/check.h"
 #include "server/config/command_line.h"
 #include "server/config/load.h"
 #include "server/config/options.h"
@@ -30,12 +33,26 @@ namespace {
 
 constexpr int kExitUsage = 64;
 constexpr char kTarget[] = "target";
+constexpr char kFor[] = "for";
+constexpr char kBackupDir[] = "backup_dir";
+constexpr char kVerify[] = "verify";
 
 const std::vector<Command>& Commands() {
   static const auto* const commands = new std::vector<Command>{
       {.name = "serve", .help = "the gRPC services, and workers in the same process"},
       {.name = "work", .help = "workers only, for the queue in --data_dir"},
       {.name = "run", .help = "one operation; started by workers", .takes_settings = false},
+      {.name = "check-config",
+       .help = "prints the settings in force and checks them: exit code 0 if a daemon would start, else 1; warnings to stderr",
+       .flags = {{.name = kFor, .help = "command to check them for: serve or work", .standard = "serve"}}},
+      {.name = "backup",
+       .help = "brings a backup of --data_dir up to date, while a server runs or not",
+       .flags =
+           {{.name = kBackupDir, .help = "folder of the backup; made if missing", .standard = ""},
+            {.name = kVerify, .help = "only read the backup, whole, and compare digests", .standard = "false", .is_bool = true}}},
+      {.name = "restore",
+       .help = "makes a new --data_dir of a backup",
+       .flags = {{.name = kBackupDir, .help = "folder of the backup", .standard = ""}}},
       {.name = "health",
        .help = "asks a server whether it serves: exit code 0 if it does, else 1",
        .takes_settings = false,
@@ -47,6 +64,7 @@ const std::vector<Command>& Commands() {
 void PrintHelp() {
   std::cout << "usage: modelpressd COMMAND [--FLAG=VALUE]...\n\n"
             << CommandHelp(Commands()) << R"(
+--help and --version do what they say.
 Settings come from flags, else from environment variables (MODELPRESSD_ and the flag's name in capitals), else from the file that
 --config=FILE (or MODELPRESSD_CONFIG) names, in which the words in brackets below are messages of protobuf's text format.
 A second SIGTERM or SIGINT ends the process without waiting. Exit codes: 0 ended on request, 1 could not start, 64 wrong usage.
@@ -66,6 +84,57 @@ std::vector<std::string> Environment() {
   return entries;
 }
 
+absl::StatusOr<LoadedConfig> Load(const CommandLine& line) { return LoadConfig(line.settings, Environment(), line.config_file); }
+
+int CheckConfig(const CommandLine& line) {
+  const std::string& role = line.flags.at(kFor);
+  if (role != "serve" && role != "work") {
+    return UsageError(absl::StrCat("--", kFor, " is serve or work"));
+  }
+  const absl::StatusOr<LoadedConfig> loaded = Load(line);
+  if (!loaded.ok()) {
+    std::cerr << "error: " << loaded.status().message() << "\n";
+    return 1;
+  }
+  std::cout << PrintConfig(*loaded);
+  const absl::StatusOr<DaemonOptions> options =
+      ToDaemonOptions(loaded->config, role == "work" ? DaemonRole::kWork : DaemonRole::kServe);
+  if (!options.ok()) {
+    std::cerr << "error: " << options.status().message() << "\n";
+    return 1;
+  }
+  int exit_code = 0;
+  for (const Finding& finding : CheckOptions(*options)) {
+    std::cerr << (finding.is_error ? "error: " : "warning: ") << finding.text << "\n";
+    exit_code = finding.is_error ? 1 : exit_code;
+  }
+  return exit_code;
+}
+
+// `backup` and `restore`.
+int CopyData(const CommandLine& line) {
+  const absl::StatusOr<LoadedConfig> loaded = Load(line);
+  if (!loaded.ok()) {
+    return UsageError(loaded.status().message());
+  }
+  const std::string& data_folder = loaded->config.storage().data_dir();
+  const std::string& backup_folder = line.flags.at(kBackupDir);
+  const bool verify = line.command == "backup" && line.flags.at(kVerify) == "true";
+  if (backup_folder.empty() || (data_folder.empty() && !verify)) {
+    return UsageError(absl::StrCat("--", kBackupDir, verify ? " is needed" : " and --data_dir are needed"));
+  }
+  const absl::StatusOr<BackupSummary> summary = verify                      ? VerifyBackup(backup_folder)
+                                                : line.command == "restore" ? RestoreBackup(backup_folder, data_folder)
+                                                                            : Backup(data_folder, backup_folder, SystemClock());
+  if (!summary.ok()) {
+    std::cerr << "modelpressd: " << summary.status().message() << "\n";
+    return 1;
+  }
+  std::cout << summary->blobs << " contents of " << summary->bytes << " bytes, of which " << summary->copied_blobs << " of "
+            << summary->copied_bytes << " bytes were copied\n";
+  return 0;
+}
+
 // Complete or not there at all, whenever it is read.
 absl::Status WritePortFile(const std::string& path, int port) {
   const std::string temporary = path + ".tmp";
@@ -82,7 +151,7 @@ void LogGrpc(gpr_log_func_args* args) {
 }
 
 int RunDaemon(const CommandLine& line) {
-  const absl::StatusOr<LoadedConfig> loaded = LoadConfig(line.settings, Environment(), line.config_file);
+  const absl::StatusOr<LoadedConfig> loaded = Load(line);
   if (!loaded.ok()) {
     return UsageError(loaded.status().message());
   }
@@ -168,6 +237,12 @@ int Main(int argc, char** argv) {
       std::cerr << "modelpressd: " << serving.message() << "\n";
     }
     return serving.ok() ? 0 : 1;
+  }
+  if (line->command == "check-config") {
+    return CheckConfig(*line);
+  }
+  if (line->command == "backup" || line->command == "restore") {
+    return CopyData(*line);
   }
   return RunChild();  // `run` in unusual company
 }

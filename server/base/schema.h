@@ -19,6 +19,9 @@ namespace modelpress::server {
 // Opens or makes the database file at `path`, whose folder exists, and brings its schema up to date.
 absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& path);
 
+// The version of the schema that this program makes and knows.
+int SchemaVersion();
+
 // What several stores ask, inside a transaction of theirs.
 
 // WORKSPACE_NOT_FOUND unless the workspace exists.

@@ -21,7 +21,7 @@
 #include "server/base/schema.h"
 #include "server/blobs/directory_blob_store.h"
 #include "server/jobs/sqlite_job_store.h"
-#include "server/metrics/rpc_interceptor.h"
+#include "server/rpc/call_observer.h"
 #include "server/worker/owner.h"
 #include "server/workspaces/sqlite_workspace_store.h"
 
@@ -101,6 +101,7 @@ absl::Status Daemon::StartMetrics() {
 
 absl::Status Daemon::StartWorkers() {
   MP_ASSIGN_OR_RETURN(options_.worker.owner, ThisOwner());
+  counters_.SetWorkers(options_.workers);
   for (int i = 0; i < options_.workers; ++i) {
     workers_.push_back(std::make_unique<Worker>(options_.worker, WorkerContext{*jobs_, *blobs_, *events_, counters_, clock_}));
     workers_.back()->Start();
@@ -130,7 +131,7 @@ absl::Status Daemon::StartRpc() {
   builder.RegisterService(&*workspaces_service_);
   builder.RegisterService(&*operations_);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
-  interceptors.push_back(MakeMetricsInterceptorFactory(counters_));
+  interceptors.push_back(MakeCallObserverFactory(counters_, calls_->records()));
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   rpc_ = builder.BuildAndStart();
   if (rpc_ == nullptr || port_ == 0) {

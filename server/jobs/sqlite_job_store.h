@@ -38,6 +38,7 @@ class SqliteJobStore final : public JobStore {
   absl::StatusOr<std::vector<Job>> Leased() override;
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override;
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override;
+  absl::StatusOr<std::optional<absl::Time>> OldestPending() override;
   absl::StatusOr<uint64_t> Version() override;
 
  private:

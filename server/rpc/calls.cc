@@ -7,13 +7,15 @@
 
 namespace modelpress::server {
 
-absl::StatusOr<Caller> Calls::Enter(const grpc::ServerContextBase&, Role) {
+absl::StatusOr<Caller> Calls::Enter(const grpc::ServerContextBase& context, Role needed) {
   std::lock_guard lock(mutex_);
   if (draining_) {
     return MakeError(v1::SERVER_DRAINING, "the server is about to stop; try again at another one or in a moment");
   }
   ++count_;
-  return Caller();
+  Caller caller;
+  records_.Admit(context, caller, needed);
+  return caller;
 }
 
 void Calls::Leave() {
