@@ -40,20 +40,27 @@ function(modelpress_binary name)
   target_link_libraries(${name} PRIVATE modelpress_flags ${ARG_DEPS})
 endfunction()
 
-# modelpress_test(NAME SOURCES ... DEPS ...): a GoogleTest binary; every test case becomes a ctest test.
+# modelpress_test(NAME [ONE_PROCESS] SOURCES ... DEPS ...): a GoogleTest binary; every test case becomes a ctest test, or with
+# ONE_PROCESS, where they share something that is expensive to start, all of them together one.
 # Tests find golden files below $MODELPRESS_SOURCE_DIR and the built binaries in $MODELPRESS_BIN_DIR.
 function(modelpress_test name)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "ONE_PROCESS" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE modelpress_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   target_compile_definitions(${name} PRIVATE MODELPRESS_TEST_DATA="${CMAKE_SOURCE_DIR}/tests")
-  gtest_discover_tests(
-    ${name} DISCOVERY_MODE PRE_TEST
-    PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
-               ENVIRONMENT "MODELPRESS_SOURCE_DIR=${CMAKE_SOURCE_DIR};MODELPRESS_BIN_DIR=${CMAKE_BINARY_DIR}/bin")
+  set(environment "MODELPRESS_SOURCE_DIR=${CMAKE_SOURCE_DIR};MODELPRESS_BIN_DIR=${CMAKE_BINARY_DIR}/bin")
+  if(ARG_ONE_PROCESS)
+    add_test(NAME ${name} COMMAND ${name})
+    set_tests_properties(
+      ${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}" ENVIRONMENT "${environment}")
+  else()
+    gtest_discover_tests(
+      ${name} DISCOVERY_MODE PRE_TEST
+      PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}" ENVIRONMENT "${environment}")
+  endif()
 endfunction()
 
 # modelpress_protos(NAME [GRPC] IMPORT_DIR DIR PROTOS ... DEPS ...): compiles .proto files below DIR into a library; headers

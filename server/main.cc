@@ -26,6 +26,7 @@
 #include "server/daemon/daemon.h"
 #include "server/daemon/health_probe.h"
 #include "server/log/log.h"
+#include "server/sql/postgres_database.h"
 #include "server/worker/run.h"
 
 namespace modelpress::server {
@@ -119,13 +120,17 @@ int CopyData(const CommandLine& line) {
   }
   const std::string& data_folder = loaded->config.storage().data_dir();
   const std::string& backup_folder = line.flags.at(kBackupDir);
+  const std::string& database = loaded->config.storage().database();
+  if (PostgresDatabase::IsUrl(database)) {
+    return UsageError("the backup of a PostgreSQL database is pg_dump's, see docs/server.md; leave --database out");
+  }
   const bool verify = line.command == "backup" && line.flags.at(kVerify) == "true";
   if (backup_folder.empty() || (data_folder.empty() && !verify)) {
     return UsageError(absl::StrCat("--", kBackupDir, verify ? " is needed" : " and --data_dir are needed"));
   }
   const absl::StatusOr<BackupSummary> summary = verify                      ? VerifyBackup(backup_folder)
                                                 : line.command == "restore" ? RestoreBackup(backup_folder, data_folder)
-                                                                            : Backup(data_folder, backup_folder, SystemClock());
+                                                                            : Backup(data_folder, database, backup_folder, SystemClock());
   if (!summary.ok()) {
     std::cerr << "modelpressd: " << summary.status().message() << "\n";
     return 1;

@@ -198,13 +198,16 @@ absl::Status RequireFile(const std::string& path, absl::string_view advice) {
 
 }  // namespace
 
-absl::StatusOr<BackupSummary> Backup(const std::string& data_folder, const std::string& backup_folder, const Clock& clock) {
-  MP_RETURN_IF_ERROR(RequireFile(data_folder + kDatabase, "give the data directory of a server"));
+absl::StatusOr<BackupSummary> Backup(const std::string& data_folder, const std::string& database, const std::string& backup_folder,
+                                     const Clock& clock) {
+  const std::string database_path = database.empty() ? data_folder + kDatabase : database;
+  MP_RETURN_IF_ERROR(RequireFile(database_path, "give the data directory of a server"));
+  MP_RETURN_IF_ERROR(RequireFile(data_folder + "/blobs", "give the data directory of a server"));
   MP_RETURN_IF_ERROR(MakeFolder(backup_folder));
   MP_ASSIGN_OR_RETURN(const UniqueFd lock, LockFile(backup_folder + "/lock"));
   MP_ASSIGN_OR_RETURN(const auto from, DirectoryBlobStore::OpenFolder(data_folder));
   MP_ASSIGN_OR_RETURN(const auto to, DirectoryBlobStore::OpenFolder(backup_folder));
-  MP_ASSIGN_OR_RETURN(ReadOnlySqlite living, ReadOnlySqlite::Open(data_folder + kDatabase));
+  MP_ASSIGN_OR_RETURN(ReadOnlySqlite living, ReadOnlySqlite::Open(database_path));
 
   BackupSummary summary;
   MP_ASSIGN_OR_RETURN(const std::vector<std::string> first_round, living.Column(kNeeded));

@@ -15,9 +15,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "engine/base/status.h"
 #include "server/backup/read_only_sqlite.h"
 #include "server/base/posix.h"
-#include "server/base/schema.h"
+#include "server/config/settings.h"
+#include "server/sql/postgres_database.h"
+#include "server/sql/schema.h"
 
 namespace modelpress::server {
 namespace {
@@ -62,19 +65,27 @@ void CheckFolders(const std::string& data_folder, Findings& findings) {
   }
 }
 
-void CheckDatabase(const std::string& path, Findings& findings) {
-  if (!Look(path).has_value()) {
+absl::StatusOr<int64_t> StoredVersion(const std::string& location) {
+  if (PostgresDatabase::IsUrl(location)) {
+    return PostgresDatabase::StoredVersion(location);
+  }
+  MP_ASSIGN_OR_RETURN(ReadOnlySqlite database, ReadOnlySqlite::Open(location));
+  return database.SchemaVersion();
+}
+
+void CheckDatabase(const std::string& location, Findings& findings) {
+  if (!PostgresDatabase::IsUrl(location) && !Look(location).has_value()) {
     return;  // made at the start
   }
-  absl::StatusOr<ReadOnlySqlite> database = ReadOnlySqlite::Open(path);
-  const absl::StatusOr<int> version = database.ok() ? database->SchemaVersion() : database.status();
+  const absl::StatusOr<int64_t> version = StoredVersion(location);
+  const std::string name = MaskPassword(location);
   if (!version.ok()) {
     findings.push_back({true, std::string(version.status().message())});
   } else if (*version > SchemaVersion()) {
-    findings.push_back({true, absl::StrCat("database ", path, " has schema version ", *version, ", later than ", SchemaVersion(),
+    findings.push_back({true, absl::StrCat("database ", name, " has schema version ", *version, ", later than ", SchemaVersion(),
                                            ", which this program knows; start a later version of it")});
   } else if (*version < SchemaVersion()) {
-    findings.push_back({false, absl::StrCat("database ", path, " has schema version ", *version, "; the next start brings it to ",
+    findings.push_back({false, absl::StrCat("database ", name, " has schema version ", *version, "; the next start brings it to ",
                                             SchemaVersion(), ", after which earlier versions of this program cannot use it")});
   }
 }
@@ -135,7 +146,7 @@ void CheckLimits(const DaemonOptions& options, Findings& findings) {
 std::vector<Finding> CheckOptions(const DaemonOptions& options) {
   Findings findings;
   CheckFolders(options.data_folder, findings);
-  CheckDatabase(options.data_folder + "/modelpress.db", findings);
+  CheckDatabase(options.database.empty() ? options.data_folder + "/modelpress.db" : options.database, findings);
   CheckAddress("listen", options.listen, findings);
   CheckAddress("metrics_listen", options.metrics_listen, findings);
   if (!options.listen.empty() && !options.insecure_plaintext && !IsLoopback(options.listen)) {

@@ -53,6 +53,7 @@ absl::StatusOr<DaemonOptions> ToDaemonOptions(const ServerConfig& config, Daemon
   const int threads = std::max(1, processors / std::max(1, work.workers()));
   DaemonOptions options;
   options.data_folder = config.storage().data_dir();
+  options.database = config.storage().database();
   options.listen = role == DaemonRole::kServe ? config.rpc().listen() : "";
   options.insecure_plaintext = config.rpc().insecure_plaintext();
   options.drain_timeout = absl::Seconds(config.rpc().drain_timeout_s());

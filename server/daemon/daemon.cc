@@ -18,12 +18,12 @@
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "server/base/posix.h"
-#include "server/base/schema.h"
 #include "server/blobs/directory_blob_store.h"
-#include "server/jobs/sqlite_job_store.h"
+#include "server/jobs/sql_job_store.h"
 #include "server/rpc/call_observer.h"
+#include "server/sql/schema.h"
 #include "server/worker/owner.h"
-#include "server/workspaces/sqlite_workspace_store.h"
+#include "server/workspaces/sql_workspace_store.h"
 
 namespace modelpress::server {
 namespace {
@@ -84,9 +84,10 @@ absl::Status Daemon::OpenStores() {
   MP_RETURN_IF_ERROR(MakeWritable(options_.data_folder));
   options_.worker.scratch_folder = options_.data_folder + "/scratch";
   MP_RETURN_IF_ERROR(MakeWritable(options_.worker.scratch_folder));
-  MP_ASSIGN_OR_RETURN(database_, OpenDatabase(options_.data_folder + "/modelpress.db"));
-  jobs_ = std::make_unique<SqliteJobStore>(*database_, clock_, options_.quotas);
-  workspaces_ = std::make_unique<SqliteWorkspaceStore>(*database_, clock_, options_.quotas);
+  MP_ASSIGN_OR_RETURN(database_,
+                      OpenDatabase(options_.database.empty() ? options_.data_folder + "/modelpress.db" : options_.database));
+  jobs_ = std::make_unique<SqlJobStore>(*database_, clock_, options_.quotas);
+  workspaces_ = std::make_unique<SqlWorkspaceStore>(*database_, clock_, options_.quotas);
   MP_ASSIGN_OR_RETURN(blobs_, DirectoryBlobStore::OpenFolder(options_.data_folder));
   events_ = std::make_unique<JobEvents>(*jobs_);
   return absl::OkStatus();

@@ -15,7 +15,6 @@
 #include "server/base/executor.h"
 #include "server/base/ids.h"
 #include "server/base/quotas.h"
-#include "server/base/sqlite.h"
 #include "server/blobs/blob_store.h"
 #include "server/jobs/job_events.h"
 #include "server/jobs/job_store.h"
@@ -24,6 +23,7 @@
 #include "server/rpc/compression_service.h"
 #include "server/rpc/operations_service.h"
 #include "server/rpc/workspaces_service.h"
+#include "server/sql/database.h"
 #include "server/worker/worker.h"
 #include "server/workspaces/workspace_store.h"
 
@@ -31,6 +31,7 @@ namespace modelpress::server {
 
 struct DaemonOptions {
   std::string data_folder;
+  std::string database;             // as OpenDatabase takes it; "": a file in data_folder
   std::string listen;               // "host:port", port 0 picks one; "": no RPCs (role `work`)
   bool insecure_plaintext = false;  // plaintext on other than loopback addresses
   std::string metrics_listen;       // as listen; "": off

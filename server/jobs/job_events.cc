@@ -9,10 +9,11 @@
 
 namespace modelpress::server {
 
-JobEvents::JobEvents(JobStore& store, absl::Duration poll_interval)
-    : store_(store), poll_interval_(poll_interval), thread_([this] { Loop(); }) {}
+JobEvents::JobEvents(JobStore& store)
+    : store_(store), thread_([this] { Loop(); }), hints_(store.Subscribe([this] { Notify(); })) {}
 
 JobEvents::~JobEvents() {
+  hints_.reset();
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -99,7 +100,7 @@ void JobEvents::Loop() {
     if (waiters_.empty()) {
       changed_.wait(lock, due);
     } else {
-      changed_.wait_for(lock, absl::ToChronoNanoseconds(poll_interval_), due);
+      changed_.wait_for(lock, absl::ToChronoNanoseconds(store_.poll_interval()), due);
     }
   }
 }

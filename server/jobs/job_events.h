@@ -1,6 +1,6 @@
 // Wakes whoever waits for a change of the job store: long polls, workers. Changes by this process are told with Notify() and wake
-// at once; those by other processes are found by looking at JobStore::Version() every few milliseconds, only while somebody
-// waits.
+// at once; so do those by other processes where the store gives hints (JobStore::Subscribe). Whatever the hints miss is found by
+// looking at JobStore::Version() every JobStore::poll_interval(), only while somebody waits.
 #ifndef MODELPRESS_SERVER_JOBS_JOB_EVENTS_H_
 #define MODELPRESS_SERVER_JOBS_JOB_EVENTS_H_
 
@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -20,7 +21,7 @@ namespace modelpress::server {
 class JobEvents {
  public:
   // `store` must outlive this.
-  explicit JobEvents(JobStore& store, absl::Duration poll_interval = absl::Milliseconds(20));
+  explicit JobEvents(JobStore& store);
   ~JobEvents();
   JobEvents(const JobEvents&) = delete;
   JobEvents& operator=(const JobEvents&) = delete;
@@ -50,7 +51,6 @@ class JobEvents {
   void WakeDue(absl::Time now);
 
   JobStore& store_;
-  const absl::Duration poll_interval_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -60,6 +60,7 @@ class JobEvents {
   bool stopping_ = false;
   std::map<uint64_t, Waiter> waiters_;
   std::thread thread_;
+  std::unique_ptr<Subscription> hints_;
 };
 
 }  // namespace modelpress::server

@@ -15,6 +15,7 @@
 #define MODELPRESS_SERVER_JOBS_JOB_STORE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,6 +32,7 @@
 #include "google/rpc/status.pb.h"
 #include "modelpress/v1/operations.pb.h"
 #include "modelpress/v1/workspaces.pb.h"
+#include "server/sql/database.h"
 
 namespace modelpress::server {
 
@@ -164,8 +166,12 @@ class JobStore {
   // When the PENDING job that waits longest was accepted; nullopt: none waits. For metrics.
   virtual absl::StatusOr<std::optional<absl::Time>> OldestPending() = 0;
 
-  // Changes whenever any process has changed anything in the store; cheap enough to poll many times a second.
+  // Changes whenever any process has changed anything in the store; cheap enough to ask every poll_interval().
   virtual absl::StatusOr<uint64_t> Version() = 0;
+  virtual absl::Duration poll_interval() const = 0;
+  // Has `changed` called soon after a change by any process that outlives a power failure: a hint, as that of Database::Subscribe
+  // (server/sql/database.h). nullptr where there are none.
+  virtual std::unique_ptr<Subscription> Subscribe(std::function<void()> changed) = 0;
 };
 
 }  // namespace modelpress::server

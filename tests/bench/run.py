@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 MB = 1e6
 TINY_JOBS = 100
 ENGINE_REPEATS = 5
+LOAD = {"jobs": 500, "pollers": 200, "uploads": 8, "megabytes": 128}
 GOLDEN_TORCHVISION = Path(__file__).parents[1] / "golden" / "prune" / "torchvision"
 PRUNED = ["resnet18", "resnet50"]
 
@@ -66,6 +68,28 @@ def ms(seconds: float) -> str:
 def percentile(values: Sequence[float], percent: int) -> float:
     """Gives the value that `percent` of all do not exceed."""
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
+
+
+@contextmanager
+def memory_of(pid: int, interval_s: float = 0.25) -> Iterator[list[float]]:
+    """Gives a list to which the resident memory of a process, in MB, is added while the context lasts."""
+    memory: list[float] = []
+    stop = threading.Event()
+
+    def sample() -> None:
+        while True:
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            memory.append(pages * os.sysconf("SC_PAGE_SIZE") / MB)
+            if stop.wait(interval_s):
+                return
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        yield memory
+    finally:
+        stop.set()
+        sampler.join()
 
 
 class Bench:
@@ -282,6 +306,49 @@ class Bench:
         )
         return result
 
+    def load(self) -> Result:
+        """Many operations, pollers and uploads at once: what each call takes, beside an idle server, and the memory."""
+        case = [
+            f"--model={GOLDEN_SAVE / 'conv1d' / 'modified.onnx'}",
+            f"--record={GOLDEN_SAVE / 'conv1d' / 'record.txt'}",
+        ]
+        results: Result = {}
+        memory: list[float] = []
+        with self.server() as (server, work):
+            command = ["service_bench", "load", f"--target={server.target}", f"--work_folder={work}", *case]
+            results["idle"] = run_json(*command, "--jobs=20", "--pollers=2", "--uploads=1", "--megabytes=128")
+            with memory_of(server.pid) as memory:
+                results["load"] = run_json(*command, *(f"--{key}={value}" for key, value in LOAD.items()))
+        load, idle = results["load"], results["idle"]
+        rows = []
+        for method, calls in load["calls"].items():
+            quiet = idle["calls"].get(method, {}).get("seconds", [])
+            rows.append(
+                [
+                    method,
+                    f"{len(calls['seconds'])}",
+                    *(ms(percentile(calls["seconds"], percent)) for percent in (50, 99)),
+                    *(ms(percentile(quiet, percent)) for percent in (50, 99)),
+                    f"{sum(calls['failures'].values())}",
+                ]
+            )
+        table(
+            f"{LOAD['jobs']} operations queued, {LOAD['pollers']} pollers, {LOAD['uploads']} uploads of "
+            f"{LOAD['megabytes']} MB; idle: 20 operations, 2 pollers, 1 upload",
+            ["", "calls", "p50", "p99", "p50 idle", "p99 idle", "refused"],
+            rows,
+        )
+        print(
+            f"  all accepted within {load['submit_seconds']:.1f} s, done after {load['seconds']:.1f} s, "
+            f"{load['failed']} failed"
+        )
+        tenths = [memory[len(memory) * i // 10] for i in range(10)] + [memory[-1]]
+        print(f"  resident memory of the server, MB, from start to end: {' '.join(f'{mb:.0f}' for mb in tenths)}")
+        for method, calls in load["calls"].items():
+            for message, count in calls["failures"].items():
+                print(f"  refused: {method}: {count} x {message}")
+        return results | {"memory_mb": memory}
+
     def kernels(self) -> Result:
         """Gives the bytes per second of the SIMD loops beside memcpy."""
         result: Result = run_json("kernels_bench", "--benchmark_format=json", "--benchmark_min_time=0.2s")
@@ -309,6 +376,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Result]] = {
     "transfer": Bench.transfer,
     "tiny": Bench.tiny,
     "polls": Bench.polls,
+    "load": Bench.load,
     "accuracy": Bench.accuracy,
     "calibration": Bench.calibration,
 }

@@ -9,7 +9,9 @@
 #include <filesystem>
 #include <functional>
 #include <iostream>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -169,6 +171,8 @@ struct Settings {
   int repeats = 3;
   int jobs = 100;
   double seconds = 3;
+  int pollers = 200;
+  int uploads = 8;
 };
 
 // Seconds of each repeat: gRPC alone, the server's streams with the same client code, and whole calls of the client library
@@ -226,6 +230,7 @@ v1::SaveModelRequest Prepare(Client& client, const Settings& settings) {
   request.set_modified_onnx_file("model/model.onnx");
   request.set_record_file("record/record.txt");
   request.set_save_path("results/model");
+  request.mutable_options()->set_no_cache(true);  // every job is to run
   Check(client.Upload(settings.model, request.workspace() + "/files/" + request.modified_onnx_file(), {}));
   Check(client.Upload(settings.record, request.workspace() + "/files/" + request.record_file(), {}));
   return request;
@@ -293,6 +298,166 @@ ordered_json Polls(const Settings& settings) {
   return result;
 }
 
+// ---- load -------------------------------------------------------------------------------------------------------------------
+
+// Seconds and failures of calls, by method. Thread-safe.
+class CallLog {
+ public:
+  void Add(const std::string& method, double seconds, const grpc::Status& status) {
+    const std::lock_guard lock(mutex_);
+    Calls& calls = calls_[method];
+    calls.seconds.push_back(seconds);
+    if (!status.ok()) {
+      ++calls.failures[status.error_message()];
+    }
+  }
+  ordered_json AsJson() const {
+    ordered_json json = ordered_json::object();
+    for (const auto& [method, calls] : calls_) {
+      json[method] = {{"seconds", calls.seconds}, {"failures", calls.failures}};
+    }
+    return json;
+  }
+
+ private:
+  struct Calls {
+    std::vector<double> seconds;
+    std::map<std::string, int> failures;
+  };
+
+  std::mutex mutex_;
+  std::map<std::string, Calls> calls_;
+};
+
+// One caller with a connection of its own, whose calls are not retried: a refusal shows.
+class Caller {
+ public:
+  Caller(const std::string& target, CallLog& log) : log_(log) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+    const auto channel = grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
+    compression_ = v1::Compression::NewStub(channel);
+    workspaces_ = v1::Workspaces::NewStub(channel);
+    operations_ = google::longrunning::Operations::NewStub(channel);
+  }
+
+  google::longrunning::Operation Submit(const v1::SaveModelRequest& request) {
+    return Call<google::longrunning::Operation>("SaveModel", [&](auto* context, auto* answer) {
+      return compression_->SaveModel(context, request, answer);
+    });
+  }
+  google::longrunning::Operation Get(const std::string& name) {
+    google::longrunning::GetOperationRequest request;
+    request.set_name(name);
+    return Call<google::longrunning::Operation>("GetOperation", [&](auto* context, auto* answer) {
+      return operations_->GetOperation(context, request, answer);
+    });
+  }
+  // A long poll of up to a second; what it takes is the operation's time, so that only failures tell something.
+  google::longrunning::Operation Wait(const std::string& name) {
+    google::longrunning::WaitOperationRequest request;
+    request.set_name(name);
+    request.mutable_timeout()->set_seconds(1);
+    return Call<google::longrunning::Operation>("WaitOperation (long poll of 1 s)", [&](auto* context, auto* answer) {
+      return operations_->WaitOperation(context, request, answer);
+    });
+  }
+  void List() {
+    google::longrunning::ListOperationsRequest request;
+    request.set_name("operations");
+    Call<google::longrunning::ListOperationsResponse>("ListOperations (page of 50)", [&](auto* context, auto* answer) {
+      return operations_->ListOperations(context, request, answer);
+    });
+  }
+  void Upload(const std::string& path, const std::string& name) {
+    v1::StartUploadRequest request;
+    request.set_file(name);
+    request.set_size_bytes(std::filesystem::file_size(path));
+    request.set_sha256(Sha256Of(path));
+    const auto upload = Call<v1::Upload>(
+        "StartUpload", [&](auto* context, auto* answer) { return workspaces_->StartUpload(context, request, answer); });
+    const double start = Now();
+    StreamUp(*workspaces_, upload.name(), path);
+    log_.Add("UploadBytes (whole file)", Now() - start, grpc::Status::OK);
+  }
+
+ private:
+  template <typename Answer, typename Body>
+  Answer Call(const std::string& method, Body body) {
+    grpc::ClientContext context;
+    Answer answer;
+    const double start = Now();
+    const grpc::Status status = body(&context, &answer);
+    log_.Add(method, Now() - start, status);
+    return answer;
+  }
+
+  CallLog& log_;
+  std::unique_ptr<v1::Compression::Stub> compression_;
+  std::unique_ptr<v1::Workspaces::Stub> workspaces_;
+  std::unique_ptr<google::longrunning::Operations::Stub> operations_;
+};
+
+// `jobs` operations queued at once, `pollers` callers that ask for them (every second one by long polls) until all are done, and
+// `uploads` files that come in meanwhile.
+ordered_json Load(const Settings& settings) {
+  const std::unique_ptr<Client> client = Connect(settings.target);
+  v1::SaveModelRequest request = Prepare(*client, settings);
+  CallLog log;
+  std::vector<std::string> names;
+  Caller submitter(settings.target, log);
+  const double start = Now();
+  for (int i = 0; i < settings.jobs; ++i) {
+    request.set_save_path("results/" + std::to_string(i) + "/model");
+    names.push_back(submitter.Submit(request).name());
+  }
+  const double submitted = Now() - start;
+
+  std::atomic<int> unfinished = settings.pollers;
+  std::atomic<int> failed = 0;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < settings.pollers; ++i) {
+    threads.emplace_back([&, i] {
+      Caller caller(settings.target, log);
+      for (size_t job = i; job < names.size(); job += settings.pollers) {
+        google::longrunning::Operation operation;
+        while (!operation.done()) {
+          if (i % 2 == 0) {
+            operation = caller.Wait(names[job]);
+          } else {
+            operation = caller.Get(names[job]);
+            std::this_thread::sleep_for(std::chrono::milliseconds(operation.done() ? 0 : 250));
+          }
+        }
+        failed += operation.has_error() ? 1 : 0;
+      }
+      --unfinished;
+    });
+  }
+  for (int i = 0; i < settings.uploads; ++i) {
+    threads.emplace_back([&, i] {
+      Caller caller(settings.target, log);
+      const std::string path = settings.work_folder + "/load" + std::to_string(i);
+      WriteFile(path, settings.megabytes * 1'000'000);
+      caller.Upload(path, request.workspace() + "/files/uploads/" + std::to_string(i));
+      std::filesystem::remove(path);
+    });
+  }
+  threads.emplace_back([&] {
+    Caller caller(settings.target, log);
+    while (unfinished > 0) {
+      caller.List();
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+  });
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  return {{"operations", names.size()}, {"failed", failed.load()}, {"submit_seconds", submitted}, {"seconds", Now() - start},
+          {"calls", log.AsJson()}};
+}
+
 int Main(int argc, char** argv) {
   Settings settings;
   ordered_json result;
@@ -309,6 +474,9 @@ int Main(int argc, char** argv) {
   app.add_option("--seconds", settings.seconds, "Of polling, each time")->check(CLI::PositiveNumber);
   app.add_subcommand("transfer")->fallthrough()->callback([&] { result = Transfer(settings); });
   app.add_subcommand("tiny")->fallthrough()->callback([&] { result = Tiny(settings); });
+  app.add_option("--pollers", settings.pollers)->check(CLI::PositiveNumber);
+  app.add_option("--uploads", settings.uploads)->check(CLI::NonNegativeNumber);
+  app.add_subcommand("load")->fallthrough()->callback([&] { result = Load(settings); });
   app.add_subcommand("polls")->fallthrough()->callback([&] { result = Polls(settings); });
   CLI11_PARSE(app, argc, argv);
   std::cout << result.dump(1) << "\n";

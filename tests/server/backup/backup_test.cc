@@ -12,10 +12,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "server/base/schema.h"
 #include "server/base/sha256.h"
-#include "server/base/sqlite.h"
 #include "server/blobs/directory_blob_store.h"
+#include "server/sql/schema.h"
 #include "tests/server/base/status_testing.h"
 #include "tests/server/base/test_folder.h"
 
@@ -94,7 +93,7 @@ class BackupTest : public testing::Test {
  protected:
   BackupTest() : data_(folder_.path() + "/data"), backup_(folder_.path() + "/backup") { data_.MakeWorkspace(); }
 
-  absl::StatusOr<BackupSummary> Run() { return Backup(data_.folder(), backup_, clock_); }
+  absl::StatusOr<BackupSummary> Run() { return Backup(data_.folder(), "", backup_, clock_); }
   std::map<std::string, std::string> Restored(const std::string& name) {
     const std::string folder = absl::StrCat(folder_.path(), "/", name);
     EXPECT_OK(RestoreBackup(backup_, folder));
@@ -198,7 +197,7 @@ TEST_F(BackupTest, VerifyFindsEveryDamage) {
 }
 
 TEST_F(BackupTest, NothingIsOverwrittenOrMadeUp) {
-  EXPECT_REASON(Backup(folder_.path() + "/nowhere", backup_, clock_), REQUEST_INVALID);
+  EXPECT_REASON(Backup(folder_.path() + "/nowhere", "", backup_, clock_), REQUEST_INVALID);
   EXPECT_FALSE(fs::exists(folder_.path() + "/nowhere"));
   data_.AddFile("a", "first");
   ASSERT_OK(Run());

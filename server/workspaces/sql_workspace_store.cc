@@ -1,4 +1,4 @@
-#include "server/workspaces/sqlite_workspace_store.h"
+#include "server/workspaces/sql_workspace_store.h"
 
 #include <algorithm>
 #include <optional>
@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "server/base/page_token.h"
-#include "server/base/schema.h"
+#include "server/sql/schema.h"
 
 namespace modelpress::server {
 namespace {
@@ -90,8 +90,8 @@ absl::Status FileNotFound(const WorkspaceKey& workspace, const std::string& path
 
 }  // namespace
 
-absl::StatusOr<WorkspaceRow> SqliteWorkspaceStore::CreateWorkspace(const WorkspaceKey& wanted, const std::string& fallback_id,
-                                                                   const std::string& request_id) {
+absl::StatusOr<WorkspaceRow> SqlWorkspaceStore::CreateWorkspace(const WorkspaceKey& wanted, const std::string& fallback_id,
+                                                                const std::string& request_id) {
   WorkspaceRow workspace;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     const absl::Time now = clock_.Now();
@@ -121,7 +121,7 @@ absl::StatusOr<WorkspaceRow> SqliteWorkspaceStore::CreateWorkspace(const Workspa
   return workspace;
 }
 
-absl::StatusOr<WorkspaceRow> SqliteWorkspaceStore::GetWorkspace(const WorkspaceKey& workspace) {
+absl::StatusOr<WorkspaceRow> SqlWorkspaceStore::GetWorkspace(const WorkspaceKey& workspace) {
   WorkspaceRow row;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(row, ReadWorkspaceByKey(connection, workspace));
@@ -130,8 +130,8 @@ absl::StatusOr<WorkspaceRow> SqliteWorkspaceStore::GetWorkspace(const WorkspaceK
   return row;
 }
 
-absl::StatusOr<Page<WorkspaceRow>> SqliteWorkspaceStore::ListWorkspaces(const std::string& project, int page_size,
-                                                                        const std::string& page_token) {
+absl::StatusOr<Page<WorkspaceRow>> SqlWorkspaceStore::ListWorkspaces(const std::string& project, int page_size,
+                                                                     const std::string& page_token) {
   const std::string scope = absl::StrCat("projects/", project, "/workspaces");
   MP_ASSIGN_OR_RETURN(const int size, ResolvePageSize(page_size));
   std::string after;
@@ -151,7 +151,7 @@ absl::StatusOr<Page<WorkspaceRow>> SqliteWorkspaceStore::ListWorkspaces(const st
   return page;
 }
 
-absl::Status SqliteWorkspaceStore::DeleteWorkspace(const WorkspaceKey& workspace) {
+absl::Status SqlWorkspaceStore::DeleteWorkspace(const WorkspaceKey& workspace) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
     {
@@ -171,7 +171,7 @@ absl::Status SqliteWorkspaceStore::DeleteWorkspace(const WorkspaceKey& workspace
   });
 }
 
-absl::StatusOr<FileRow> SqliteWorkspaceStore::GetFile(const WorkspaceKey& workspace, const std::string& path) {
+absl::StatusOr<FileRow> SqlWorkspaceStore::GetFile(const WorkspaceKey& workspace, const std::string& path) {
   FileRow file;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
@@ -186,8 +186,8 @@ absl::StatusOr<FileRow> SqliteWorkspaceStore::GetFile(const WorkspaceKey& worksp
   return file;
 }
 
-absl::StatusOr<Page<FileRow>> SqliteWorkspaceStore::ListFiles(const WorkspaceKey& workspace, int page_size,
-                                                              const std::string& page_token) {
+absl::StatusOr<Page<FileRow>> SqlWorkspaceStore::ListFiles(const WorkspaceKey& workspace, int page_size,
+                                                           const std::string& page_token) {
   const std::string scope = absl::StrCat("projects/", workspace.project, "/workspaces/", workspace.id, "/files");
   MP_ASSIGN_OR_RETURN(const int size, ResolvePageSize(page_size));
   std::string after;
@@ -206,8 +206,8 @@ absl::StatusOr<Page<FileRow>> SqliteWorkspaceStore::ListFiles(const WorkspaceKey
   return page;
 }
 
-absl::StatusOr<std::vector<FileRow>> SqliteWorkspaceStore::Snapshot(const WorkspaceKey& workspace, const std::string& folder,
-                                                                    int max_files) {
+absl::StatusOr<std::vector<FileRow>> SqlWorkspaceStore::Snapshot(const WorkspaceKey& workspace, const std::string& folder,
+                                                                 int max_files) {
   // Paths that begin with "FOLDER/" are those from "FOLDER/" up to before "FOLDER0": '0' follows '/'.
   std::string range = folder.empty() ? " AND ?3 = ?4" : " AND path >= ?3 AND path < ?4";
   std::string first = folder.empty() ? "" : absl::StrCat(folder, "/");
@@ -227,7 +227,7 @@ absl::StatusOr<std::vector<FileRow>> SqliteWorkspaceStore::Snapshot(const Worksp
   return files;
 }
 
-absl::Status SqliteWorkspaceStore::PutFile(const WorkspaceKey& workspace, const FileRow& file) {
+absl::Status SqlWorkspaceStore::PutFile(const WorkspaceKey& workspace, const FileRow& file) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
     MP_ASSIGN_OR_RETURN(const std::optional<int64_t> before, FileSize(connection, workspace, file.path));
@@ -237,7 +237,7 @@ absl::Status SqliteWorkspaceStore::PutFile(const WorkspaceKey& workspace, const 
   });
 }
 
-absl::Status SqliteWorkspaceStore::DeleteFile(const WorkspaceKey& workspace, const std::string& path) {
+absl::Status SqlWorkspaceStore::DeleteFile(const WorkspaceKey& workspace, const std::string& path) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
     MP_ASSIGN_OR_RETURN(const std::optional<int64_t> size, FileSize(connection, workspace, path));
@@ -252,7 +252,7 @@ absl::Status SqliteWorkspaceStore::DeleteFile(const WorkspaceKey& workspace, con
   });
 }
 
-absl::StatusOr<bool> SqliteWorkspaceStore::HasContent(const std::string& project, const std::string& sha256,
+absl::StatusOr<bool> SqlWorkspaceStore::HasContent(const std::string& project, const std::string& sha256,
                                                       uint64_t size_bytes) {
   bool found = false;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
@@ -262,7 +262,7 @@ absl::StatusOr<bool> SqliteWorkspaceStore::HasContent(const std::string& project
   return found;
 }
 
-absl::StatusOr<UploadRow> SqliteWorkspaceStore::FindOrCreateUpload(const UploadRow& upload) {
+absl::StatusOr<UploadRow> SqlWorkspaceStore::FindOrCreateUpload(const UploadRow& upload) {
   UploadRow found;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, upload.workspace));
@@ -288,7 +288,7 @@ absl::StatusOr<UploadRow> SqliteWorkspaceStore::FindOrCreateUpload(const UploadR
   return found;
 }
 
-absl::StatusOr<UploadRow> SqliteWorkspaceStore::GetUpload(const WorkspaceKey& workspace, const std::string& id) {
+absl::StatusOr<UploadRow> SqlWorkspaceStore::GetUpload(const WorkspaceKey& workspace, const std::string& id) {
   UploadRow upload;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(upload, ReadUploadById(connection, workspace, id));
@@ -297,14 +297,14 @@ absl::StatusOr<UploadRow> SqliteWorkspaceStore::GetUpload(const WorkspaceKey& wo
   return upload;
 }
 
-absl::Status SqliteWorkspaceStore::SetUploadVerified(const UploadRow& upload) {
+absl::Status SqlWorkspaceStore::SetUploadVerified(const UploadRow& upload) {
   return database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(ReadUploadById(connection, upload.workspace, upload.id).status());
     return connection.Execute("UPDATE uploads SET verified = 1 WHERE id = ?1", {upload.id}).status();
   });
 }
 
-absl::Status SqliteWorkspaceStore::FinishUpload(const UploadRow& upload) {
+absl::Status SqlWorkspaceStore::FinishUpload(const UploadRow& upload) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(UploadRow stored, ReadUploadById(connection, upload.workspace, upload.id));
     MP_RETURN_IF_ERROR(ForgetUpload(connection, stored, clock_.Now()));
@@ -313,7 +313,7 @@ absl::Status SqliteWorkspaceStore::FinishUpload(const UploadRow& upload) {
   });
 }
 
-absl::Status SqliteWorkspaceStore::DeleteUpload(const WorkspaceKey& workspace, const std::string& id) {
+absl::Status SqlWorkspaceStore::DeleteUpload(const WorkspaceKey& workspace, const std::string& id) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::vector<UploadRow> rows,
                         ReadRows<UploadRow>(connection, absl::StrCat(kSelectUpload, " AND id = ?3"),
@@ -322,7 +322,7 @@ absl::Status SqliteWorkspaceStore::DeleteUpload(const WorkspaceKey& workspace, c
   });
 }
 
-absl::StatusOr<ProjectUsage> SqliteWorkspaceStore::Usage(const std::string& project) {
+absl::StatusOr<ProjectUsage> SqlWorkspaceStore::Usage(const std::string& project) {
   ProjectUsage usage;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     {
@@ -348,7 +348,7 @@ absl::StatusOr<ProjectUsage> SqliteWorkspaceStore::Usage(const std::string& proj
   return usage;
 }
 
-absl::StatusOr<bool> SqliteWorkspaceStore::RemoveUnreferenced(const std::string& sha256,
+absl::StatusOr<bool> SqlWorkspaceStore::RemoveUnreferenced(const std::string& sha256,
                                                               absl::FunctionRef<absl::Status()> remove) {
   bool removed = false;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
@@ -366,7 +366,7 @@ absl::StatusOr<bool> SqliteWorkspaceStore::RemoveUnreferenced(const std::string&
   return removed;
 }
 
-absl::StatusOr<std::vector<std::string>> SqliteWorkspaceStore::DeleteUploadsBefore(absl::Time begun_before) {
+absl::StatusOr<std::vector<std::string>> SqlWorkspaceStore::DeleteUploadsBefore(absl::Time begun_before) {
   std::vector<std::string> ids;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::vector<UploadRow> rows,
@@ -387,7 +387,7 @@ absl::StatusOr<std::vector<std::string>> SqliteWorkspaceStore::DeleteUploadsBefo
   return ids;
 }
 
-absl::StatusOr<bool> SqliteWorkspaceStore::UploadExists(const std::string& id) {
+absl::StatusOr<bool> SqlWorkspaceStore::UploadExists(const std::string& id) {
   bool found = false;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT 1 FROM uploads WHERE id = ?1", {id}));
@@ -397,7 +397,7 @@ absl::StatusOr<bool> SqliteWorkspaceStore::UploadExists(const std::string& id) {
   return found;
 }
 
-absl::StatusOr<std::vector<WorkspaceKey>> SqliteWorkspaceStore::DeleteIdleWorkspaces(absl::Time unused_since, int limit) {
+absl::StatusOr<std::vector<WorkspaceKey>> SqlWorkspaceStore::DeleteIdleWorkspaces(absl::Time unused_since, int limit) {
   std::vector<WorkspaceKey> deleted;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(

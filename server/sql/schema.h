@@ -1,6 +1,6 @@
-// The tables of the server's one database file, for the stores over it.
-#ifndef MODELPRESS_SERVER_BASE_SCHEMA_H_
-#define MODELPRESS_SERVER_BASE_SCHEMA_H_
+// The tables of the server's one database, for the stores over it.
+#ifndef MODELPRESS_SERVER_SQL_SCHEMA_H_
+#define MODELPRESS_SERVER_SQL_SCHEMA_H_
 
 #include <cstdint>
 #include <memory>
@@ -11,13 +11,14 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/base/quotas.h"
-#include "server/base/sqlite.h"
 #include "server/base/workspace_key.h"
+#include "server/sql/database.h"
 
 namespace modelpress::server {
 
-// Opens or makes the database file at `path`, whose folder exists, and brings its schema up to date.
-absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& path);
+// Opens the database at `location` and brings its schema up to date. "postgresql://..." is that of a server, which exists;
+// anything else the path of a SQLite file, which is made if missing, in a folder that exists.
+absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& location);
 
 // The version of the schema that this program makes and knows.
 int SchemaVersion();
@@ -58,4 +59,4 @@ absl::Status RememberRequest(Connection& connection, const std::string& project,
 
 }  // namespace modelpress::server
 
-#endif  // MODELPRESS_SERVER_BASE_SCHEMA_H_
+#endif  // MODELPRESS_SERVER_SQL_SCHEMA_H_

@@ -1,6 +1,8 @@
-#ifndef MODELPRESS_SERVER_JOBS_SQLITE_JOB_STORE_H_
-#define MODELPRESS_SERVER_JOBS_SQLITE_JOB_STORE_H_
+#ifndef MODELPRESS_SERVER_JOBS_SQL_JOB_STORE_H_
+#define MODELPRESS_SERVER_JOBS_SQL_JOB_STORE_H_
 
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -8,19 +10,20 @@
 
 #include "server/base/clock.h"
 #include "server/base/quotas.h"
-#include "server/base/sqlite.h"
 #include "server/jobs/job_store.h"
+#include "server/sql/database.h"
 
 namespace modelpress::server {
 
 // Jobs in a database of OpenDatabase(). Thread-safe.
 //
-// Durability (server/base/sqlite.h): Claim and Heartbeat survive the end of any process, not a power failure, which ends the
-// attempts they tell of as well: the job is then found PENDING, or under a lease that runs out. Everything else survives both.
-class SqliteJobStore final : public JobStore {
+// Durability (server/sql/database.h): a Heartbeat may be forgotten when the database's machine or server dies; the next one comes
+// soon. Everything else survives. So must a Claim: were it forgotten while its worker goes on, the next one would get the same
+// attempt number, and two would work as one.
+class SqlJobStore final : public JobStore {
  public:
   // All must outlive the store.
-  SqliteJobStore(Database& database, const Clock& clock, const Quotas& quotas)
+  SqlJobStore(Database& database, const Clock& clock, const Quotas& quotas)
       : database_(database), clock_(clock), quotas_(quotas) {}
 
   absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) override;
@@ -39,7 +42,11 @@ class SqliteJobStore final : public JobStore {
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override;
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override;
   absl::StatusOr<std::optional<absl::Time>> OldestPending() override;
-  absl::StatusOr<uint64_t> Version() override;
+  absl::StatusOr<uint64_t> Version() override { return database_.Version(); }
+  absl::Duration poll_interval() const override { return database_.poll_interval(); }
+  std::unique_ptr<Subscription> Subscribe(std::function<void()> changed) override {
+    return database_.Subscribe(std::move(changed));
+  }
 
  private:
   Database& database_;
@@ -49,4 +56,4 @@ class SqliteJobStore final : public JobStore {
 
 }  // namespace modelpress::server
 
-#endif  // MODELPRESS_SERVER_JOBS_SQLITE_JOB_STORE_H_
+#endif  // MODELPRESS_SERVER_JOBS_SQL_JOB_STORE_H_

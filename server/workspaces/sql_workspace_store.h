@@ -1,21 +1,21 @@
-#ifndef MODELPRESS_SERVER_WORKSPACES_SQLITE_WORKSPACE_STORE_H_
-#define MODELPRESS_SERVER_WORKSPACES_SQLITE_WORKSPACE_STORE_H_
+#ifndef MODELPRESS_SERVER_WORKSPACES_SQL_WORKSPACE_STORE_H_
+#define MODELPRESS_SERVER_WORKSPACES_SQL_WORKSPACE_STORE_H_
 
 #include <string>
 #include <vector>
 
 #include "server/base/clock.h"
 #include "server/base/quotas.h"
-#include "server/base/sqlite.h"
+#include "server/sql/database.h"
 #include "server/workspaces/workspace_store.h"
 
 namespace modelpress::server {
 
 // Workspaces in a database of OpenDatabase(), the same as that of the jobs. Thread-safe. Every change survives a power failure.
-class SqliteWorkspaceStore final : public WorkspaceStore {
+class SqlWorkspaceStore final : public WorkspaceStore {
  public:
   // All must outlive the store.
-  SqliteWorkspaceStore(Database& database, const Clock& clock, const Quotas& quotas)
+  SqlWorkspaceStore(Database& database, const Clock& clock, const Quotas& quotas)
       : database_(database), clock_(clock), quotas_(quotas) {}
 
   absl::StatusOr<WorkspaceRow> CreateWorkspace(const WorkspaceKey& workspace, const std::string& fallback_id,
@@ -49,4 +49,4 @@ class SqliteWorkspaceStore final : public WorkspaceStore {
 
 }  // namespace modelpress::server
 
-#endif  // MODELPRESS_SERVER_WORKSPACES_SQLITE_WORKSPACE_STORE_H_
+#endif  // MODELPRESS_SERVER_WORKSPACES_SQL_WORKSPACE_STORE_H_

@@ -1,17 +1,17 @@
-#include "server/base/sqlite.h"
+#include "server/sql/sqlite_database.h"
 
 #include <thread>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "server/base/schema.h"
+#include "server/sql/schema.h"
 #include "tests/server/base/status_testing.h"
 #include "tests/server/base/test_folder.h"
 
 namespace modelpress::server {
 namespace {
 
-class SqliteTest : public testing::Test {
+class SqliteDatabaseTest : public testing::Test {
  protected:
   std::string Path() const { return folder_.path() + "/test.db"; }
   static int64_t Ask(Database& database, const std::string& sql) {
@@ -29,31 +29,31 @@ class SqliteTest : public testing::Test {
   const std::vector<std::string> first_ = {"CREATE TABLE t (a INTEGER PRIMARY KEY) STRICT"};
 };
 
-TEST_F(SqliteTest, MigratesStepByStepAndKeepsTheRows) {
+TEST_F(SqliteDatabaseTest, MigratesStepByStepAndKeepsTheRows) {
   {
-    ASSERT_OK_AND_ASSIGN(std::unique_ptr<Database> database, Database::Open(Path(), first_));
+    ASSERT_OK_AND_ASSIGN(std::unique_ptr<SqliteDatabase> database, SqliteDatabase::Open(Path(), first_));
     ASSERT_OK(database->Write(Durability::kPowerLoss, [](Connection& c) { return c.ExecuteScript("INSERT INTO t VALUES (7)"); }));
   }
   std::vector<std::string> second = first_;
   second.push_back("ALTER TABLE t ADD COLUMN b INTEGER NOT NULL DEFAULT 3");
   {
-    ASSERT_OK_AND_ASSIGN(std::unique_ptr<Database> database, Database::Open(Path(), second));
+    ASSERT_OK_AND_ASSIGN(std::unique_ptr<SqliteDatabase> database, SqliteDatabase::Open(Path(), second));
     EXPECT_EQ(Ask(*database, "SELECT a + b FROM t"), 10);
     EXPECT_EQ(Ask(*database, "PRAGMA user_version"), 2);
   }
-  EXPECT_REASON(Database::Open(Path(), first_), STORAGE_ERROR);  // made by a newer program
+  EXPECT_REASON(SqliteDatabase::Open(Path(), first_), STORAGE_ERROR);  // made by a newer program
 }
 
-TEST_F(SqliteTest, AFailedMigrationChangesNothing) {
+TEST_F(SqliteDatabaseTest, AFailedMigrationChangesNothing) {
   std::vector<std::string> broken = first_;
   broken.push_back("ALTER TABLE t ADD COLUMN b INTEGER; SELECT no_such_function()");
-  EXPECT_REASON(Database::Open(Path(), broken), STORAGE_ERROR);
-  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Database> database, Database::Open(Path(), first_));
+  EXPECT_REASON(SqliteDatabase::Open(Path(), broken), STORAGE_ERROR);
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<SqliteDatabase> database, SqliteDatabase::Open(Path(), first_));
   EXPECT_EQ(Ask(*database, "SELECT COUNT(*) FROM pragma_table_info('t')"), 1);
 }
 
-TEST_F(SqliteTest, AFailedTransactionChangesNothing) {
-  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Database> database, Database::Open(Path(), first_));
+TEST_F(SqliteDatabaseTest, AFailedTransactionChangesNothing) {
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<SqliteDatabase> database, SqliteDatabase::Open(Path(), first_));
   absl::Status status = database->Write(Durability::kProcessCrash, [](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(connection.Execute("INSERT INTO t VALUES (?1)", {int64_t{1}}).status());
     return absl::AbortedError("changed my mind");
@@ -62,13 +62,13 @@ TEST_F(SqliteTest, AFailedTransactionChangesNothing) {
   EXPECT_EQ(Ask(*database, "SELECT COUNT(*) FROM t"), 0);
 }
 
-TEST_F(SqliteTest, ReadersCannotWrite) {
-  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Database> database, Database::Open(Path(), first_));
+TEST_F(SqliteDatabaseTest, ReadersCannotWrite) {
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<SqliteDatabase> database, SqliteDatabase::Open(Path(), first_));
   EXPECT_REASON(database->Read([](Connection& c) { return c.ExecuteScript("INSERT INTO t VALUES (1)"); }), STORAGE_ERROR);
 }
 
-TEST_F(SqliteTest, AReaderSeesOneMomentAndWaitsForNoWriter) {
-  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Database> database, Database::Open(Path(), first_));
+TEST_F(SqliteDatabaseTest, AReaderSeesOneMomentAndWaitsForNoWriter) {
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<SqliteDatabase> database, SqliteDatabase::Open(Path(), first_));
   ASSERT_OK(database->Write(Durability::kProcessCrash, [&](Connection& writer) -> absl::Status {
     MP_RETURN_IF_ERROR(writer.ExecuteScript("INSERT INTO t VALUES (1)"));
     EXPECT_EQ(Ask(*database, "SELECT COUNT(*) FROM t"), 0);  // in the middle of the writer's transaction
@@ -89,7 +89,7 @@ TEST_F(SqliteTest, AReaderSeesOneMomentAndWaitsForNoWriter) {
   EXPECT_EQ(Ask(*database, "SELECT COUNT(*) FROM t"), 2);
 }
 
-TEST_F(SqliteTest, ManyMayOpenANewFileAtOnce) {
+TEST_F(SqliteDatabaseTest, ManyMayOpenANewFileAtOnce) {
   std::vector<std::thread> threads;
   threads.reserve(6);
   for (int i = 0; i < 6; ++i) {
@@ -100,7 +100,7 @@ TEST_F(SqliteTest, ManyMayOpenANewFileAtOnce) {
   }
 }
 
-TEST_F(SqliteTest, WhatIsNoDatabaseIsToldApart) {
+TEST_F(SqliteDatabaseTest, WhatIsNoDatabaseIsToldApart) {
   WriteTestFile(Path(), TestBytes(10'000));
   EXPECT_REASON(OpenDatabase(Path()), STORAGE_ERROR);
   EXPECT_REASON(OpenDatabase(folder_.path() + "/no/such/folder.db"), STORAGE_ERROR);

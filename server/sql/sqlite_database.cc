@@ -1,9 +1,10 @@
-#include "server/base/sqlite.h"
+#include "server/sql/sqlite_database.h"
 
 #include <sqlite3.h>
 
 #include <cerrno>
 #include <filesystem>
+#include <unordered_map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -34,27 +35,64 @@ int Bind(sqlite3_stmt* statement, int index, const SqlValue& value) {
 
 absl::Status SqliteError(int code, sqlite3* database, const std::string& path) {
   int system_error = database == nullptr ? 0 : sqlite3_system_errno(database);
-  bool full =
+  const bool busy = (code & 0xff) == SQLITE_BUSY || (code & 0xff) == SQLITE_LOCKED;
+  const bool full =
       (code & 0xff) == SQLITE_FULL || ((code & 0xff) == SQLITE_IOERR && (system_error == ENOSPC || system_error == EDQUOT));
-  return MakeError(full ? v1::STORAGE_FULL : v1::STORAGE_ERROR,
+  return MakeError(full   ? v1::STORAGE_FULL
+                   : busy ? v1::STORAGE_UNAVAILABLE
+                          : v1::STORAGE_ERROR,
                    absl::StrCat("database ", path, ": ", database == nullptr ? sqlite3_errstr(code) : sqlite3_errmsg(database),
                                 " (SQLite code ", code, ")", full ? "; free space there and try again" : ""));
 }
 
 }  // namespace
 
-// ---- Statement --------------------------------------------------------------------------------------------------------------
+class SqliteConnection final : public Connection {
+ public:
+  // `synchronous` is a value of PRAGMA synchronous.
+  static absl::StatusOr<std::unique_ptr<SqliteConnection>> Open(const std::string& path, const std::string& synchronous);
+  ~SqliteConnection() override;
+  SqliteConnection(const SqliteConnection&) = delete;
+  SqliteConnection& operator=(const SqliteConnection&) = delete;
 
-Statement::Statement(Connection& connection, std::string sql, sqlite3_stmt* statement)
-    : connection_(connection), sql_(std::move(sql)), statement_(statement) {}
+  using Connection::Execute;
+  using Connection::Query;
+  absl::StatusOr<Statement> Query(const std::string& sql, const std::vector<SqlValue>& values) override;
+  absl::StatusOr<int64_t> Execute(const std::string& sql, const std::vector<SqlValue>& values) override;
+  absl::Status ExecuteScript(const std::string& sql) override;
 
-Statement::Statement(Statement&& other) noexcept
-    : connection_(other.connection_), sql_(std::move(other.sql_)), statement_(std::exchange(other.statement_, nullptr)) {}
+  // BEGIN `mode`, body, COMMIT; or ROLLBACK where any of them failed.
+  absl::Status Transact(const std::string& mode, absl::FunctionRef<absl::Status(Connection&)> body);
 
-Statement::~Statement() {
-  if (statement_ == nullptr) {
-    return;
-  }
+ private:
+  // A prepared statement with its parameters bound.
+  class PreparedRows final : public Statement::Rows {
+   public:
+    PreparedRows(SqliteConnection& connection, std::string sql, sqlite3_stmt* statement)
+        : connection_(connection), sql_(std::move(sql)), statement_(statement) {}
+    PreparedRows(const PreparedRows&) = delete;
+    PreparedRows& operator=(const PreparedRows&) = delete;
+    ~PreparedRows() override;
+    absl::StatusOr<bool> Step() override;
+    bool IsNull(int column) const override { return sqlite3_column_type(statement_, column) == SQLITE_NULL; }
+    int64_t Integer(int column) const override { return sqlite3_column_int64(statement_, column); }
+    std::string Bytes(int column) const override;
+
+   private:
+    SqliteConnection& connection_;
+    std::string sql_;
+    sqlite3_stmt* statement_;
+  };
+
+  SqliteConnection(sqlite3* database, std::string path) : database_(database), path_(std::move(path)) {}
+  absl::Status Error(int code) const { return SqliteError(code, database_, path_); }
+
+  sqlite3* database_;
+  const std::string path_;
+  std::unordered_map<std::string, sqlite3_stmt*> idle_statements_;
+};
+
+SqliteConnection::PreparedRows::~PreparedRows() {
   sqlite3_reset(statement_);  // repeats the error of the last step, which was reported then
   sqlite3_clear_bindings(statement_);
   if (!connection_.idle_statements_.emplace(std::move(sql_), statement_).second) {
@@ -62,7 +100,7 @@ Statement::~Statement() {
   }
 }
 
-absl::StatusOr<bool> Statement::Step() {
+absl::StatusOr<bool> SqliteConnection::PreparedRows::Step() {
   int code = sqlite3_step(statement_);
   if (code == SQLITE_ROW) {
     return true;
@@ -73,24 +111,19 @@ absl::StatusOr<bool> Statement::Step() {
   return connection_.Error(code);
 }
 
-bool Statement::IsNull(int column) const { return sqlite3_column_type(statement_, column) == SQLITE_NULL; }
-
-int64_t Statement::Integer(int column) const { return sqlite3_column_int64(statement_, column); }
-
-std::string Statement::Bytes(int column) const {
+std::string SqliteConnection::PreparedRows::Bytes(int column) const {
   const void* bytes = sqlite3_column_blob(statement_, column);
   return bytes == nullptr ? std::string()
                           : std::string(static_cast<const char*>(bytes), sqlite3_column_bytes(statement_, column));
 }
 
-// ---- Connection -------------------------------------------------------------------------------------------------------------
-
-absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& path, const std::string& synchronous) {
+absl::StatusOr<std::unique_ptr<SqliteConnection>> SqliteConnection::Open(const std::string& path,
+                                                                         const std::string& synchronous) {
   sqlite3* database = nullptr;
   // Our mutexes see to it that no connection is used by two threads at once.
   int code = sqlite3_open_v2(path.c_str(), &database,
                              SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
-  std::unique_ptr<Connection> connection(new Connection(database, path));
+  std::unique_ptr<SqliteConnection> connection(new SqliteConnection(database, path));
   if (code != SQLITE_OK) {
     return connection->Error(code);
   }
@@ -100,16 +133,14 @@ absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& 
   return connection;
 }
 
-Connection::~Connection() {
+SqliteConnection::~SqliteConnection() {
   for (auto& [sql, statement] : idle_statements_) {
     sqlite3_finalize(statement);
   }
   sqlite3_close(database_);
 }
 
-absl::Status Connection::Error(int code) const { return SqliteError(code, database_, path_); }
-
-absl::StatusOr<Statement> Connection::Query(const std::string& sql, const std::vector<SqlValue>& values) {
+absl::StatusOr<Statement> SqliteConnection::Query(const std::string& sql, const std::vector<SqlValue>& values) {
   sqlite3_stmt* prepared = nullptr;
   if (auto idle = idle_statements_.extract(sql); !idle.empty()) {
     prepared = idle.mapped();
@@ -118,7 +149,7 @@ absl::StatusOr<Statement> Connection::Query(const std::string& sql, const std::v
              code != SQLITE_OK) {
     return Error(code);
   }
-  Statement statement(*this, sql, prepared);
+  Statement statement(std::make_unique<PreparedRows>(*this, sql, prepared));
   for (size_t i = 0; i < values.size(); ++i) {
     if (int code = Bind(prepared, static_cast<int>(i) + 1, values[i]); code != SQLITE_OK) {
       return Error(code);
@@ -127,7 +158,7 @@ absl::StatusOr<Statement> Connection::Query(const std::string& sql, const std::v
   return statement;
 }
 
-absl::StatusOr<int64_t> Connection::Execute(const std::string& sql, const std::vector<SqlValue>& values) {
+absl::StatusOr<int64_t> SqliteConnection::Execute(const std::string& sql, const std::vector<SqlValue>& values) {
   MP_ASSIGN_OR_RETURN(Statement statement, Query(sql, values));
   bool row = true;
   while (row) {
@@ -136,14 +167,12 @@ absl::StatusOr<int64_t> Connection::Execute(const std::string& sql, const std::v
   return sqlite3_changes64(database_);
 }
 
-absl::Status Connection::ExecuteScript(const std::string& sql) {
+absl::Status SqliteConnection::ExecuteScript(const std::string& sql) {
   int code = sqlite3_exec(database_, sql.c_str(), nullptr, nullptr, nullptr);
   return code == SQLITE_OK ? absl::OkStatus() : Error(code);
 }
 
-int64_t Connection::LastInsertRowid() const { return sqlite3_last_insert_rowid(database_); }
-
-absl::Status Connection::Transact(const std::string& mode, absl::FunctionRef<absl::Status(Connection&)> body) {
+absl::Status SqliteConnection::Transact(const std::string& mode, absl::FunctionRef<absl::Status(Connection&)> body) {
   MP_RETURN_IF_ERROR(Execute(absl::StrCat("BEGIN ", mode)).status());
   absl::Status status = body(*this);
   if (status.ok()) {
@@ -158,54 +187,50 @@ absl::Status Connection::Transact(const std::string& mode, absl::FunctionRef<abs
   return status;
 }
 
-// ---- Database ---------------------------------------------------------------------------------------------------------------
+namespace {
 
-absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::string& path, absl::Span<const std::string> migrations) {
-  std::unique_ptr<Database> database(new Database(path));
+class SqliteDialect final : public SchemaDialect {
+ public:
+  absl::StatusOr<int64_t> Version(Connection& connection) const override {
+    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("PRAGMA user_version"));
+    MP_RETURN_IF_ERROR(statement.Step().status());
+    return statement.Integer(0);
+  }
+  absl::Status SetVersion(Connection& connection, int64_t version) const override {
+    return connection.ExecuteScript(absl::StrCat("PRAGMA user_version=", version));
+  }
+  std::string Translate(const std::string& migration) const override { return migration; }
+};
+
+}  // namespace
+
+SqliteDatabase::SqliteDatabase(std::string path) : path_(std::move(path)) {}
+
+SqliteDatabase::~SqliteDatabase() = default;
+
+absl::StatusOr<std::unique_ptr<SqliteDatabase>> SqliteDatabase::Open(const std::string& path,
+                                                                     absl::Span<const std::string> migrations) {
+  std::unique_ptr<SqliteDatabase> database(new SqliteDatabase(path));
   // Two processes that turn a new file to write-ahead logging at the same time get "database is locked" at once, whatever the
   // timeout is: they take turns here.
   MP_ASSIGN_OR_RETURN(UniqueFd opening, LockFile(absl::StrCat(path, ".lock")));
-  MP_ASSIGN_OR_RETURN(database->durable_writer_, Connection::Open(path, "FULL"));
-  MP_ASSIGN_OR_RETURN(database->relaxed_writer_, Connection::Open(path, "NORMAL"));
-  MP_ASSIGN_OR_RETURN(database->observer_, Connection::Open(path, "NORMAL"));
-  MP_RETURN_IF_ERROR(database->Migrate(migrations));
+  MP_ASSIGN_OR_RETURN(database->durable_writer_, SqliteConnection::Open(path, "FULL"));
+  MP_ASSIGN_OR_RETURN(database->relaxed_writer_, SqliteConnection::Open(path, "NORMAL"));
+  MP_ASSIGN_OR_RETURN(database->observer_, SqliteConnection::Open(path, "NORMAL"));
+  MP_RETURN_IF_ERROR(Migrate(*database, SqliteDialect(), migrations, path));
   std::filesystem::path folder = std::filesystem::path(path).parent_path();
   MP_RETURN_IF_ERROR(SyncFolder(folder.empty() ? "." : folder.string()));
   return database;
 }
 
-absl::Status Database::Migrate(absl::Span<const std::string> migrations) {
-  int64_t version = 0;
-  auto read_version = [&version](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("PRAGMA user_version"));
-    MP_RETURN_IF_ERROR(statement.Step().status());
-    version = statement.Integer(0);
-    return absl::OkStatus();
-  };
-  MP_RETURN_IF_ERROR(Read(read_version));
-  while (version < static_cast<int64_t>(migrations.size())) {
-    MP_RETURN_IF_ERROR(Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-      MP_RETURN_IF_ERROR(connection.ExecuteScript(migrations[version]));
-      return connection.ExecuteScript(absl::StrCat("PRAGMA user_version=", version + 1));
-    }));
-    ++version;
-  }
-  if (version > static_cast<int64_t>(migrations.size())) {
-    return MakeError(v1::STORAGE_ERROR,
-                     absl::StrCat("database ", path_, " has schema version ", version, ", this program knows up to ",
-                                  migrations.size(), "; start the program that made it, or a newer one"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Database::Write(Durability durability, absl::FunctionRef<absl::Status(Connection&)> body) {
+absl::Status SqliteDatabase::Write(Durability durability, absl::FunctionRef<absl::Status(Connection&)> body) {
   std::lock_guard<std::mutex> lock(write_mutex_);
-  Connection& connection = durability == Durability::kPowerLoss ? *durable_writer_ : *relaxed_writer_;
+  SqliteConnection& connection = durability == Durability::kPowerLoss ? *durable_writer_ : *relaxed_writer_;
   return connection.Transact("IMMEDIATE", body);
 }
 
-absl::Status Database::Read(absl::FunctionRef<absl::Status(Connection&)> body) {
-  std::unique_ptr<Connection> connection;
+absl::Status SqliteDatabase::Read(absl::FunctionRef<absl::Status(Connection&)> body) {
+  std::unique_ptr<SqliteConnection> connection;
   {
     std::lock_guard<std::mutex> lock(read_mutex_);
     if (!idle_readers_.empty()) {
@@ -214,7 +239,7 @@ absl::Status Database::Read(absl::FunctionRef<absl::Status(Connection&)> body) {
     }
   }
   if (connection == nullptr) {
-    MP_ASSIGN_OR_RETURN(connection, Connection::Open(path_, "NORMAL"));
+    MP_ASSIGN_OR_RETURN(connection, SqliteConnection::Open(path_, "NORMAL"));
     MP_RETURN_IF_ERROR(connection->ExecuteScript("PRAGMA query_only=ON"));
   }
   absl::Status status = connection->Transact("DEFERRED", body);
@@ -223,7 +248,7 @@ absl::Status Database::Read(absl::FunctionRef<absl::Status(Connection&)> body) {
   return status;
 }
 
-absl::StatusOr<uint64_t> Database::Version() {
+absl::StatusOr<uint64_t> SqliteDatabase::Version() {
   std::lock_guard<std::mutex> lock(version_mutex_);
   MP_ASSIGN_OR_RETURN(Statement statement, observer_->Query("PRAGMA data_version"));
   MP_RETURN_IF_ERROR(statement.Step().status());

@@ -1,6 +1,6 @@
-#include "server/workspaces/sqlite_workspace_store.h"
+#include "server/workspaces/sql_workspace_store.h"
 
-#include "tests/server/base/sqlite_store_harness.h"
+#include "tests/server/sql/sql_store_harness.h"
 #include "tests/server/workspaces/workspace_store_conformance.h"
 
 namespace modelpress::server {

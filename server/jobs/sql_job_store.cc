@@ -1,4 +1,4 @@
-#include "server/jobs/sqlite_job_store.h"
+#include "server/jobs/sql_job_store.h"
 
 #include <algorithm>
 #include <charconv>
@@ -9,9 +9,9 @@
 #include "engine/base/status.h"
 #include "google/protobuf/util/time_util.h"
 #include "server/base/page_token.h"
-#include "server/base/schema.h"
 #include "server/base/sha256.h"
 #include "server/log/trace.h"
+#include "server/sql/schema.h"
 
 namespace modelpress::server {
 namespace {
@@ -368,7 +368,7 @@ absl::StatusOr<int64_t> FindNext(Connection& connection, const Quotas& quotas, c
 
 }  // namespace
 
-absl::StatusOr<Job> SqliteJobStore::Create(const Job& job, const std::string& request_id) {
+absl::StatusOr<Job> SqlJobStore::Create(const Job& job, const std::string& request_id) {
   MP_ASSIGN_OR_RETURN(const std::string workspace_id, WorkspaceId(job.metadata.workspace()));
   const WorkspaceKey workspace{job.project, workspace_id};
   const std::string fingerprint = Sha256Hex(ToBlob(job.request).bytes);
@@ -398,7 +398,7 @@ absl::StatusOr<Job> SqliteJobStore::Create(const Job& job, const std::string& re
   return created;
 }
 
-absl::StatusOr<Job> SqliteJobStore::Get(const std::string& id) {
+absl::StatusOr<Job> SqlJobStore::Get(const std::string& id) {
   Job job;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(job, ReadJobById(connection, id));
@@ -407,7 +407,7 @@ absl::StatusOr<Job> SqliteJobStore::Get(const std::string& id) {
   return job;
 }
 
-absl::StatusOr<Job> SqliteJobStore::Find(const std::string& project, const std::string& id) {
+absl::StatusOr<Job> SqlJobStore::Find(const std::string& project, const std::string& id) {
   Job job;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(job, ReadJobOf(connection, project, id));
@@ -416,8 +416,8 @@ absl::StatusOr<Job> SqliteJobStore::Find(const std::string& project, const std::
   return job;
 }
 
-absl::StatusOr<JobPage> SqliteJobStore::List(const std::string& project, const JobFilter& filter, int page_size,
-                                             const std::string& page_token) {
+absl::StatusOr<JobPage> SqlJobStore::List(const std::string& project, const JobFilter& filter, int page_size,
+                                          const std::string& page_token) {
   MP_ASSIGN_OR_RETURN(const int size, ResolvePageSize(page_size));
   std::string condition = "sequence < ?1 AND project = ?2";
   std::vector<SqlValue> values = {INT64_MAX, project};
@@ -465,7 +465,7 @@ absl::StatusOr<JobPage> SqliteJobStore::List(const std::string& project, const J
   return page;
 }
 
-absl::Status SqliteJobStore::Delete(const std::string& project, const std::string& id) {
+absl::Status SqlJobStore::Delete(const std::string& project, const std::string& id) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(
         int64_t deleted,
@@ -480,7 +480,7 @@ absl::Status SqliteJobStore::Delete(const std::string& project, const std::strin
   });
 }
 
-absl::StatusOr<Job> SqliteJobStore::RequestCancel(const std::string& project, const std::string& id) {
+absl::StatusOr<Job> SqlJobStore::RequestCancel(const std::string& project, const std::string& id) {
   Job job;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(ReadJobOf(connection, project, id).status());
@@ -508,7 +508,7 @@ absl::StatusOr<Job> SqliteJobStore::RequestCancel(const std::string& project, co
   return job;
 }
 
-absl::StatusOr<std::optional<Job>> SqliteJobStore::Claim(const Claimant& claimant) {
+absl::StatusOr<std::optional<Job>> SqlJobStore::Claim(const Claimant& claimant) {
   // A look that takes no lock first: many idle workers poll.
   int64_t sequence = 0;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
@@ -519,7 +519,7 @@ absl::StatusOr<std::optional<Job>> SqliteJobStore::Claim(const Claimant& claiman
   if (sequence == 0) {
     return claimed;
   }
-  MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(sequence, FindNext(connection, quotas_, claimant.free));
     if (sequence == 0) {
       return absl::OkStatus();
@@ -537,7 +537,7 @@ absl::StatusOr<std::optional<Job>> SqliteJobStore::Claim(const Claimant& claiman
   return claimed;
 }
 
-absl::StatusOr<State> SqliteJobStore::Heartbeat(const std::string& id, int attempt, const v1::Progress& progress) {
+absl::StatusOr<State> SqlJobStore::Heartbeat(const std::string& id, int attempt, const v1::Progress& progress) {
   State state = v1::OperationMetadata::STATE_UNSPECIFIED;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kProcessCrash, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
@@ -549,7 +549,7 @@ absl::StatusOr<State> SqliteJobStore::Heartbeat(const std::string& id, int attem
   return state;
 }
 
-absl::StatusOr<State> SqliteJobStore::Finish(const std::string& id, int attempt, const Outcome& outcome) {
+absl::StatusOr<State> SqlJobStore::Finish(const std::string& id, int attempt, const Outcome& outcome) {
   MP_RETURN_IF_ERROR(CheckOutcome(outcome));
   State ended = outcome.state;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
@@ -581,7 +581,7 @@ absl::StatusOr<State> SqliteJobStore::Finish(const std::string& id, int attempt,
   return ended;
 }
 
-absl::Status SqliteJobStore::Requeue(const std::string& id, int attempt, bool failed) {
+absl::Status SqlJobStore::Requeue(const std::string& id, int attempt, bool failed) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
     if (job.state == v1::OperationMetadata::CANCELLING) {
@@ -596,7 +596,7 @@ absl::Status SqliteJobStore::Requeue(const std::string& id, int attempt, bool fa
   });
 }
 
-absl::StatusOr<std::vector<Job>> SqliteJobStore::Leased() {
+absl::StatusOr<std::vector<Job>> SqlJobStore::Leased() {
   std::vector<Job> jobs;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(jobs, ReadJobs(connection, absl::StrCat(kHeld, " ORDER BY sequence"), {}));
@@ -605,7 +605,7 @@ absl::StatusOr<std::vector<Job>> SqliteJobStore::Leased() {
   return jobs;
 }
 
-absl::StatusOr<int64_t> SqliteJobStore::ForgetFinished(absl::Time ended_before, int limit) {
+absl::StatusOr<int64_t> SqlJobStore::ForgetFinished(absl::Time ended_before, int limit) {
   int64_t forgotten = 0;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(forgotten, connection.Execute("DELETE FROM jobs WHERE sequence IN (SELECT sequence FROM jobs"
@@ -616,7 +616,7 @@ absl::StatusOr<int64_t> SqliteJobStore::ForgetFinished(absl::Time ended_before, 
   return forgotten;
 }
 
-absl::StatusOr<std::vector<std::pair<std::pair<std::string, State>, int64_t>>> SqliteJobStore::Count() {
+absl::StatusOr<std::vector<std::pair<std::pair<std::string, State>, int64_t>>> SqlJobStore::Count() {
   std::vector<std::pair<std::pair<std::string, State>, int64_t>> counts;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT method, state, COUNT(*) FROM jobs GROUP BY method, state"));
@@ -631,7 +631,7 @@ absl::StatusOr<std::vector<std::pair<std::pair<std::string, State>, int64_t>>> S
   return counts;
 }
 
-absl::StatusOr<std::optional<absl::Time>> SqliteJobStore::OldestPending() {
+absl::StatusOr<std::optional<absl::Time>> SqlJobStore::OldestPending() {
   std::optional<absl::Time> oldest;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT MIN(create_time) FROM jobs WHERE state = ?1",
@@ -644,7 +644,5 @@ absl::StatusOr<std::optional<absl::Time>> SqliteJobStore::OldestPending() {
   }));
   return oldest;
 }
-
-absl::StatusOr<uint64_t> SqliteJobStore::Version() { return database_.Version(); }
 
 }  // namespace modelpress::server

@@ -1,15 +1,17 @@
-#include "server/base/schema.h"
+#include "server/sql/schema.h"
 
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
+#include "server/sql/postgres_database.h"
+#include "server/sql/sqlite_database.h"
 
 namespace modelpress::server {
 namespace {
 
-// Times are microseconds since 1970, states the numbers of OperationMetadata.State, messages their serialized bytes. A step that
-// was ever released is never edited: a change is a new step.
+// In SQLite's words (server/sql/database.h). Times are microseconds since 1970, states the numbers of OperationMetadata.State,
+// messages their serialized bytes. A step that was ever released is never edited: a change is a new step.
 const std::vector<std::string>& Migrations() {
   static const auto* const steps = new std::vector<std::string>{
       R"sql(
@@ -113,7 +115,12 @@ const std::vector<std::string>& Migrations() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& path) { return Database::Open(path, Migrations()); }
+absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& location) {
+  if (PostgresDatabase::IsUrl(location)) {
+    return PostgresDatabase::Open(location, Migrations());
+  }
+  return SqliteDatabase::Open(location, Migrations());
+}
 
 int SchemaVersion() { return static_cast<int>(Migrations().size()); }
 

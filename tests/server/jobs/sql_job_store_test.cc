@@ -1,7 +1,7 @@
-#include "server/jobs/sqlite_job_store.h"
+#include "server/jobs/sql_job_store.h"
 
 #include "absl/strings/str_cat.h"
-#include "tests/server/base/sqlite_store_harness.h"
+#include "tests/server/sql/sql_store_harness.h"
 #include "tests/server/jobs/job_store_conformance.h"
 
 namespace modelpress::server {
@@ -11,14 +11,14 @@ INSTANTIATE_TEST_SUITE_P(Sqlite, JobStoreConformance,
                          testing::Values(StoreHarnessFactory([] { return std::make_unique<SqliteStoreHarness>(); })),
                          [](const auto&) { return "File"; });
 
-TEST(SqliteJobStoreTest, AFullDiskLosesNothing) {
+TEST(SqlJobStoreTest, AFullDiskLosesNothing) {
   std::unique_ptr<SmallDisk> disk = SmallDisk::Mount(size_t{4} << 20);
   if (disk == nullptr) {
     GTEST_SKIP() << "needs CAP_SYS_ADMIN to mount a small file system";
   }
   FakeClock clock;
   const Quotas quotas;
-  std::unique_ptr<SqliteStoreHandle> handle = SqliteStoreHandle::Open(disk->path() + "/modelpress.db", clock, quotas);
+  std::unique_ptr<SqlStoreHandle> handle = SqlStoreHandle::Open(disk->path() + "/modelpress.db", clock, quotas);
   ASSERT_NE(handle, nullptr);
   ASSERT_OK(handle->workspaces().CreateWorkspace({kProject, "w"}, "", ""));
   auto job = [](int i) {
@@ -48,7 +48,7 @@ TEST(SqliteJobStoreTest, AFullDiskLosesNothing) {
   EXPECT_EQ(count(), created);
   // What needs no space works; after a crash too.
   handle.reset();
-  handle = SqliteStoreHandle::Open(disk->path() + "/modelpress.db", clock, quotas);
+  handle = SqlStoreHandle::Open(disk->path() + "/modelpress.db", clock, quotas);
   ASSERT_NE(handle, nullptr);
   EXPECT_EQ(count(), created);
   disk->Free();
