@@ -128,9 +128,10 @@ int CopyData(const CommandLine& line) {
   if (backup_folder.empty() || (data_folder.empty() && !verify)) {
     return UsageError(absl::StrCat("--", kBackupDir, verify ? " is needed" : " and --data_dir are needed"));
   }
-  const absl::StatusOr<BackupSummary> summary = verify                      ? VerifyBackup(backup_folder)
-                                                : line.command == "restore" ? RestoreBackup(backup_folder, data_folder)
-                                                                            : Backup(data_folder, database, backup_folder, SystemClock());
+  const absl::StatusOr<BackupSummary> summary = verify ? VerifyBackup(backup_folder)
+                                                : line.command == "restore"
+                                                    ? RestoreBackup(backup_folder, data_folder)
+                                                    : Backup(data_folder, database, backup_folder, SystemClock());
   if (!summary.ok()) {
     std::cerr << "modelpressd: " << summary.status().message() << "\n";
     return 1;

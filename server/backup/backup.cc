@@ -198,8 +198,8 @@ absl::Status RequireFile(const std::string& path, absl::string_view advice) {
 
 }  // namespace
 
-absl::StatusOr<BackupSummary> Backup(const std::string& data_folder, const std::string& database, const std::string& backup_folder,
-                                     const Clock& clock) {
+absl::StatusOr<BackupSummary> Backup(const std::string& data_folder, const std::string& database,
+                                     const std::string& backup_folder, const Clock& clock) {
   const std::string database_path = database.empty() ? data_folder + kDatabase : database;
   MP_RETURN_IF_ERROR(RequireFile(database_path, "give the data directory of a server"));
   MP_RETURN_IF_ERROR(RequireFile(data_folder + "/blobs", "give the data directory of a server"));

@@ -37,8 +37,8 @@ struct BackupSummary {
 // Brings `backup_folder`, which is made if missing, to the present state of `data_folder` and the SQLite file
 // `database` ("": modelpress.db in it). Every blob's digest is verified when
 // it is copied. STORAGE_ERROR where referenced content is missing or damaged; STORAGE_FULL.
-absl::StatusOr<BackupSummary> Backup(const std::string& data_folder, const std::string& database, const std::string& backup_folder,
-                                     const Clock& clock);
+absl::StatusOr<BackupSummary> Backup(const std::string& data_folder, const std::string& database,
+                                     const std::string& backup_folder, const Clock& clock);
 
 // Reads everything: STORAGE_ERROR, naming the first file, unless all of the backup is there and has the right digest.
 absl::StatusOr<BackupSummary> VerifyBackup(const std::string& backup_folder);

@@ -61,6 +61,8 @@ class Daemon {
   int port() const { return port_; }  // 0 without RPCs
   int metrics_port() const { return metrics_ == nullptr ? 0 : metrics_->port(); }
 
+  Metrics& metrics() { return counters_; }
+
   // Drains and stops; returns when everything has ended, some moments after the drain timeout at the latest. Safe to call again.
   void Stop();
 

@@ -4,6 +4,7 @@
 
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
+#include "server/log/trace.h"
 
 namespace modelpress::server {
 
@@ -13,7 +14,10 @@ absl::StatusOr<Caller> Calls::Enter(const grpc::ServerContextBase& context, Role
     return MakeError(v1::SERVER_DRAINING, "the server is about to stop; try again at another one or in a moment");
   }
   ++count_;
+  const auto header = context.client_metadata().find(kTraceparent);
   Caller caller;
+  caller.traceparent = FormatTraceparent(ContinueTrace(
+      header == context.client_metadata().end() ? absl::string_view() : absl::string_view(header->second.data(), header->second.size())));
   records_.Admit(context, caller, needed);
   return caller;
 }

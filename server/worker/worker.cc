@@ -20,6 +20,7 @@
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/message.h"
 #include "server/log/log.h"
+#include "server/log/trace.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/names.h"
 #include "server/rpc/status.h"
@@ -65,6 +66,7 @@ absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& c
                             const std::string& cause) {
   const int failures = job.failures + 1;
   if (failures < options.max_failures) {
+    context.metrics.OperationRetried("crash");
     return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/true);
   }
   return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(failures, cause)).status();
@@ -74,6 +76,7 @@ absl::Status GiveBackFailed(const WorkerOptions& options, const WorkerContext& c
 // count against the job; only one that goes on outliving them is suspected of being the cause.
 absl::Status GiveBackLost(const WorkerOptions& options, const WorkerContext& context, const Job& job, const std::string& cause) {
   if (job.metadata.attempt() < options.max_attempts) {
+    context.metrics.OperationRetried("lost");
     return context.jobs.Requeue(job.id, job.metadata.attempt(), /*failed=*/false);
   }
   return context.jobs.Finish(job.id, job.metadata.attempt(), Crashed(job.metadata.attempt(), cause)).status();
@@ -292,8 +295,7 @@ class Worker::Attempt {
 
   // Extends the lease. A store that fails is tried again at the next beat: the lease tells how long that may go on.
   void Heartbeat() {
-    const absl::StatusOr<State::State> state =
-        context_.jobs.Heartbeat(job_.id, attempt_, progress_);
+    const absl::StatusOr<State::State> state = context_.jobs.Heartbeat(job_.id, attempt_, progress_);
     progress_stored_ = absl::Now();
     if (!state.ok()) {
       LOG(ERROR) << "heartbeat failed: " << state.status();
@@ -335,6 +337,7 @@ class Worker::Attempt {
       case Verdict::kDrained:
         LOG(INFO) << "the server stops: the operation goes back to the queue";
         context_.metrics.ChildDied("drained");
+        context_.metrics.OperationRetried("drained");
         return context_.jobs.Requeue(job_.id, attempt_, /*failed=*/false);
       case Verdict::kCancelled:
         context_.metrics.ChildDied("cancelled");
@@ -493,7 +496,9 @@ void Worker::PrepareSpare() {
 }
 
 void Worker::RunJob(const Job& job) {
-  const ScopedLogFields fields({{"operation", job.id}, {"method", job.metadata.method()}});
+  const ScopedLogFields fields({{"operation", job.id}, {"method", job.metadata.method()}, {"project", job.project}});
+  const ScopedLogFields trace(TraceFields(FormatTraceparent(ContinueTrace(job.trace_parent))));
+  context_.metrics.WorkerBusy(true);
   context_.events.Notify();  // RUNNING now
   if (job.metadata.attempt() == 1) {
     context_.metrics.OperationStarted(job.metadata.method(),
@@ -503,7 +508,9 @@ void Worker::RunJob(const Job& job) {
   if (!status.ok()) {
     // The lease runs out and the next attempt does it all again; in the meantime the store may recover.
     LOG(ERROR) << "attempt " << job.metadata.attempt() << " could not be ended: " << status;
+    context_.metrics.StoreFailed(ReasonOf(status));
   }
+  context_.metrics.WorkerBusy(false);
   context_.events.Notify();
 }
 
@@ -526,6 +533,7 @@ void Worker::Loop() {
     }
     if (!job.ok()) {
       LOG(ERROR) << "cannot claim: " << job.status();
+      context_.metrics.StoreFailed(ReasonOf(job.status()));
       WaitForWake(kRescueInterval);
       continue;
     }
