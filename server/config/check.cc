@@ -115,14 +115,16 @@ void CheckAddress(const std::string& setting, const std::string& address, Findin
   const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> addresses(list, freeaddrinfo);
   // Bound without being listened on. That the port is in use is no mistake: the server that the file is for may be running.
   int error = 0;
+  bool in_use = false;
   for (const addrinfo* entry = addresses.get(); entry != nullptr; entry = entry->ai_next) {
     const UniqueFd socket_fd(socket(entry->ai_family, entry->ai_socktype | SOCK_CLOEXEC, entry->ai_protocol));
     if (bind(socket_fd.get(), entry->ai_addr, entry->ai_addrlen) == 0) {
       return;
     }
     error = errno;
+    in_use = in_use || error == EADDRINUSE;
   }
-  findings.push_back({error != EADDRINUSE, absl::StrCat(setting, " '", address, "': ", Reason(error))});
+  findings.push_back({!in_use, absl::StrCat(setting, " '", address, "': ", Reason(in_use ? EADDRINUSE : error))});
 }
 
 void CheckLimits(const DaemonOptions& options, Findings& findings) {

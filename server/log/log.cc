@@ -133,7 +133,8 @@ std::optional<int64_t> RepeatLimiter::Admit(absl::LogSeverity severity, absl::st
 }
 
 LogOutput::LogOutput(Format format, int fd) : sink_(std::make_unique<FdSink>(format, fd)) {
-  absl::InitializeLog();
+  static std::once_flag once;  // of the process; absl aborts at the second time
+  std::call_once(once, absl::InitializeLog);
   absl::SetStderrThreshold(absl::LogSeverityAtLeast::kInfinity);
   absl::AddLogSink(sink_.get());
 }

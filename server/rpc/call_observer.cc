@@ -77,7 +77,7 @@ google::rpc::ErrorInfo InfoOf(const grpc::Status& status) {
 
 class CallObserver final : public Interceptor {
  public:
-  CallObserver(Metrics& metrics, CallRecords& records, const ServerRpcInfo& info)
+  CallObserver(Metrics& metrics, CallRecords& records, ServerRpcInfo& info)
       : metrics_(metrics),
         records_(records),
         context_(*info.server_context()),

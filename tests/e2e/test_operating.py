@@ -98,7 +98,9 @@ def test_check_config_finds_what_would_not_work(tmp_path: Path) -> None:
 def test_check_config_beside_a_running_server_changes_nothing(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         before = sorted(path.name for path in server.data_dir.iterdir())
-        done = modelpressd("check-config", f"--data_dir={server.data_dir}", f"--listen={server.target}", "--metrics_listen=")
+        done = modelpressd(
+            "check-config", f"--data_dir={server.data_dir}", f"--listen={server.target}", "--metrics_listen="
+        )
         assert done.returncode == 0, done.stderr
         assert "warning: listen" in done.stderr
         assert "in use" in done.stderr
@@ -237,7 +239,7 @@ def test_backup_under_load_comes_back_whole(tmp_path: Path) -> None:
                     if number >= 5:
                         client.delete_file(f"{workspace}/files/load{seed}/{number - 5}")
                     number += 1
-        except BaseException as error:  # noqa: BLE001  the test's thread raises it again
+        except BaseException as error:  # the test's own thread tells it
             failures.append(error)
 
     with ServerProcess(original) as server, modelpress.Client(server.target) as client:
