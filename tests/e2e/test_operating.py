@@ -129,7 +129,7 @@ def test_a_file_is_all_that_a_server_needs(tmp_path: Path) -> None:
     config.write_text('work { workers: 2 } observation { log_format: "text" }')
     with ServerProcess(tmp_path, f"--config={config}") as server, modelpress.Client(server.target) as client:
         client.create_workspace("w1")
-        assert " INFO call CreateWorkspace: OK (" in server.log()
+    assert " INFO call CreateWorkspace: OK (" in server.log()
 
 
 def save_request(workspace: str, save_path: str) -> compression_pb2.SaveModelRequest:
@@ -154,7 +154,7 @@ def test_log_follows_a_call_into_its_operation(tmp_path: Path) -> None:
         client.upload_file(workspace, "m.onnx", CASE / "modified.onnx")
         client.upload_file(workspace, "r.txt", CASE / "record.txt")
         request = save_request(workspace, "out/m")
-        request.options.request_id = "my-request"
+        request.options.request_id = "3b0c1a52-7f4e-4d0a-9a54-0d8a3f1c2b6e"
         answer = compression_pb2_grpc.CompressionStub(channel).SaveModel(request, metadata=metadata)
         operations = operations_pb2_grpc.OperationsStub(channel)
         done = operations.WaitOperation(operations_pb2.WaitOperationRequest(name=answer.name))
@@ -184,7 +184,7 @@ def test_log_follows_a_call_into_its_operation(tmp_path: Path) -> None:
     assert save["trace_id"] == trace_id
     assert save["span_id"] != "00f067aa0ba902b7"
     assert save["operation"] == identifier
-    assert save["request_id"] == "my-request"
+    assert save["request_id"] == "3b0c1a52-7f4e-4d0a-9a54-0d8a3f1c2b6e"
     assert save["resource"] == workspace
     assert save["project"] == "default"
     assert save["principal"]
@@ -205,7 +205,8 @@ def test_metrics_of_a_working_server(tmp_path: Path) -> None:
         client.upload_file(workspace, "m.onnx", CASE / "modified.onnx")
         client.upload_file(workspace, "r.txt", CASE / "record.txt")
         client.save_model(workspace, "m.onnx", "r.txt", "out/m").result(timeout=60)
-        client.save_model(workspace, "m.onnx", "r.txt", "out/m").result(timeout=60)
+        again = client.save_model(workspace, "m.onnx", "r.txt", "out/m")
+        assert again.metadata.cached
         message = next(entry["message"] for entry in entries(server) if entry["message"].startswith("metrics on port"))
         with urllib.request.urlopen(f"http://localhost:{message.split()[3]}/metrics") as answer:
             text = answer.read().decode()
