@@ -202,10 +202,11 @@ def test_log_follows_a_call_into_its_operation(tmp_path: Path) -> None:
 def test_metrics_of_a_working_server(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, "--metrics_listen=localhost:0") as server, modelpress.Client(server.target) as client:
         workspace = client.create_workspace("w1").name
-        client.upload_file(workspace, "m.onnx", CASE / "modified.onnx")
-        client.upload_file(workspace, "r.txt", CASE / "record.txt")
-        client.save_model(workspace, "m.onnx", "r.txt", "out/m").result(timeout=60)
-        again = client.save_model(workspace, "m.onnx", "r.txt", "out/m")
+        client.upload_file(workspace, "in/m.onnx", CASE / "modified.onnx")
+        client.upload_file(workspace, "in/r.txt", CASE / "record.txt")
+        # All files beside a model are its input: the outputs go elsewhere.
+        client.save_model(workspace, "in/m.onnx", "in/r.txt", "out/m").result(timeout=60)
+        again = client.save_model(workspace, "in/m.onnx", "in/r.txt", "out/m")
         assert again.metadata.cached
         message = next(entry["message"] for entry in entries(server) if entry["message"].startswith("metrics on port"))
         with urllib.request.urlopen(f"http://localhost:{message.split()[3]}/metrics") as answer:
