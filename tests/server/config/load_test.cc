@@ -102,9 +102,10 @@ TEST_F(LoadTest, WhatIsPrintedIsAFileThatSaysTheSame) {
   EXPECT_NE(printed.find("  insecure_plaintext: true  # flag --insecure_plaintext\n"), std::string::npos) << printed;
   EXPECT_NE(printed.find("  workers: 1\n"), std::string::npos) << printed;
   ASSERT_OK_AND_ASSIGN(const LoadedConfig again, LoadConfig({}, {}, File(printed)));
-  EXPECT_EQ(again.config.quotas().DebugString(),
-            loaded.config.quotas().DebugString().empty() ? "" : again.config.quotas().DebugString());
-  EXPECT_EQ(again.config.quotas().project_quota_size(), 2);
+  ASSERT_EQ(again.config.quotas().project_quota_size(), 2);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(again.config.quotas().project_quota(i).DebugString(), loaded.config.quotas().project_quota(i).DebugString());
+  }
   for (const Setting& setting : AllSettings()) {
     if (setting.is_flag()) {
       EXPECT_EQ(setting.Text(again.config), setting.Text(loaded.config));
