@@ -22,7 +22,7 @@
 #include "server/daemon/reflection.h"
 #include "server/jobs/cost.h"
 #include "server/jobs/sql_job_store.h"
-#include "server/metrics/rpc_interceptor.h"
+#include "server/rpc/call_observer.h"
 #include "server/rpc/limits.h"
 #include "server/sql/schema.h"
 #include "server/worker/isolation.h"
@@ -124,6 +124,7 @@ absl::Status Daemon::StartWorkers() {
   if (options_.workers > 0) {
     MP_RETURN_IF_ERROR(CheckIsolation(options_.worker.executable, options_.worker.isolation, counters_));
   }
+  counters_.SetWorkers(options_.workers);
   for (int i = 0; i < options_.workers; ++i) {
     workers_.push_back(
         std::make_unique<Worker>(options_.worker, WorkerContext{*jobs_, *blobs_, *events_, counters_, clock_, *admission_}));
@@ -165,7 +166,7 @@ absl::Status Daemon::StartRpc() {
   builder.RegisterService(&*operations_);
   SetReflection(builder, options_.reflection || IsLoopback(options_.listen));
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
-  interceptors.push_back(MakeMetricsInterceptorFactory(counters_));
+  interceptors.push_back(MakeCallObserverFactory(counters_, calls_->records()));
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   rpc_ = builder.BuildAndStart();
   if (rpc_ == nullptr || port_ == 0) {

@@ -77,6 +77,8 @@ class Daemon {
   int metrics_port() const { return metrics_ == nullptr ? 0 : metrics_->port(); }
   Metrics& counters() { return counters_; }
 
+  Metrics& metrics() { return counters_; }
+
   // Drains and stops; returns when everything has ended, some moments after the drain timeout at the latest. Safe to call again.
   void Stop();
 

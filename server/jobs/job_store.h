@@ -166,6 +166,9 @@ class JobStore {
   // (method, state) -> count of all jobs, for metrics.
   virtual absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() = 0;
 
+  // When the PENDING job that waits longest was accepted; nullopt: none waits. For metrics.
+  virtual absl::StatusOr<std::optional<absl::Time>> OldestPending() = 0;
+
   // Changes whenever any process has changed anything in the store; cheap enough to ask every poll_interval().
   virtual absl::StatusOr<uint64_t> Version() = 0;
   virtual absl::Duration poll_interval() const = 0;

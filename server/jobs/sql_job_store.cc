@@ -664,4 +664,18 @@ absl::StatusOr<std::vector<std::pair<std::pair<std::string, State>, int64_t>>> S
   return counts;
 }
 
+absl::StatusOr<std::optional<absl::Time>> SqlJobStore::OldestPending() {
+  std::optional<absl::Time> oldest;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT MIN(create_time) FROM jobs WHERE state = ?1",
+                                                              {static_cast<int64_t>(v1::OperationMetadata::PENDING)}));
+    MP_ASSIGN_OR_RETURN(const bool row, statement.Step());
+    if (row && !statement.IsNull(0)) {
+      oldest = absl::FromUnixMicros(statement.Integer(0));
+    }
+    return absl::OkStatus();
+  }));
+  return oldest;
+}
+
 }  // namespace modelpress::server

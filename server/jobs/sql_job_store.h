@@ -42,6 +42,7 @@ class SqlJobStore final : public JobStore {
   absl::StatusOr<std::vector<Job>> Leased() override;
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override;
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override;
+  absl::StatusOr<std::optional<absl::Time>> OldestPending() override;
   absl::StatusOr<uint64_t> Version() override { return database_.Version(); }
   absl::Duration poll_interval() const override { return database_.poll_interval(); }
   std::unique_ptr<Subscription> Subscribe(std::function<void()> changed) override {

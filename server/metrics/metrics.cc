@@ -2,11 +2,17 @@
 
 #include <prometheus/exposer.h>
 
+#include <algorithm>
 #include <exception>
+#include <optional>
 #include <utility>
 
 #include "absl/log/log.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "engine/base/status.h"
+#include "server/metrics/process_metrics.h"
 
 namespace modelpress::server {
 namespace {
@@ -32,15 +38,18 @@ const Histogram::BucketBoundaries& RssBytes() {
   return bounds;
 }
 
-// Counts the stored jobs whenever Prometheus asks, so that the numbers are right for all processes that share the store.
+// Looks at the stored jobs whenever Prometheus asks, so that the numbers are right for all processes that share the store.
 class JobCounts final : public prometheus::Collectable {
  public:
-  explicit JobCounts(JobStore& jobs) : jobs_(jobs) {}
+  JobCounts(JobStore& jobs, Metrics& metrics) : jobs_(jobs), metrics_(metrics) {}
 
   std::vector<prometheus::MetricFamily> Collect() const override {
-    auto counts = jobs_.Count();
-    if (!counts.ok()) {
-      LOG(ERROR) << "cannot count operations for metrics: " << counts.status();
+    const auto counts = jobs_.Count();
+    const absl::StatusOr<std::optional<absl::Time>> oldest = jobs_.OldestPending();
+    if (!counts.ok() || !oldest.ok()) {
+      const absl::Status& status = counts.ok() ? oldest.status() : counts.status();
+      LOG(ERROR) << "cannot count operations for metrics: " << status;
+      metrics_.StoreFailed(ReasonOf(status));
       return {};
     }
     prometheus::MetricFamily family;
@@ -53,11 +62,16 @@ class JobCounts final : public prometheus::Collectable {
       metric.gauge.value = static_cast<double>(count);
       family.metric.push_back(std::move(metric));
     }
-    return {family};
+    const absl::Duration waits =
+        oldest->has_value() ? std::max(absl::Now() - **oldest, absl::ZeroDuration()) : absl::ZeroDuration();
+    return {family,
+            GaugeFamily("modelpress_oldest_pending_seconds",
+                        "Time since the oldest operation that waits was accepted; 0: none waits", absl::ToDoubleSeconds(waits))};
   }
 
  private:
   JobStore& jobs_;
+  Metrics& metrics_;
 };
 
 }  // namespace
@@ -100,6 +114,38 @@ Metrics::Metrics()
                                .Name("modelpress_tls_certificate_expiry_timestamp_seconds")
                                .Help("When the TLS certificate that is served expires, in seconds since 1970")
                                .Register(*registry_)),
+      retries_(&BuildCounter()
+                    .Name("modelpress_operation_retries_total")
+                    .Help("Attempts that are to be repeated")
+                    .Register(*registry_)),
+      store_errors_(&BuildCounter()
+                         .Name("modelpress_store_errors_total")
+                         .Help("Errors of database and file store that calls, workers and scrapes met")
+                         .Register(*registry_)),
+      quota_rejections_(&BuildCounter()
+                             .Name("modelpress_quota_rejections_total")
+                             .Help("Calls that were refused because of a quota")
+                             .Register(*registry_)),
+      cached_(&BuildCounter()
+                   .Name("modelpress_operations_cached_total")
+                   .Help("Calls that were answered with the result of an earlier operation")
+                   .Register(*registry_)
+                   .Add({})),
+      workers_(&BuildGauge()
+                    .Name("modelpress_workers")
+                    .Help("Operations that this process can work on at a time")
+                    .Register(*registry_)
+                    .Add({})),
+      workers_busy_(&BuildGauge()
+                         .Name("modelpress_workers_busy")
+                         .Help("Operations that this process works on")
+                         .Register(*registry_)
+                         .Add({})),
+      rpcs_in_flight_(&BuildGauge()
+                           .Name("modelpress_rpcs_in_flight")
+                           .Help("Calls that are being served, long polls included")
+                           .Register(*registry_)
+                           .Add({})),
       upload_bytes_(&BuildCounter()
                          .Name("modelpress_upload_bytes_total")
                          .Help("Bytes received by UploadBytes and stored")
@@ -138,7 +184,14 @@ Metrics::Metrics()
                                .Name("modelpress_storage_free_bytes")
                                .Help("Bytes free on the file system of the data folder, as of the last round of housekeeping")
                                .Register(*registry_)
-                               .Add({})) {}
+                               .Add({})) {
+  BuildGauge()
+      .Name("modelpress_build_info")
+      .Help("1; the label tells the version")
+      .Register(*registry_)
+      .Add({{"version", MODELPRESS_VERSION}})
+      .Set(1);
+}
 
 void Metrics::BlobRemoved(uint64_t bytes) {
   gc_removed_blobs_->Increment();
@@ -175,7 +228,15 @@ bool Metrics::SetIsolation(const std::string& mechanism, bool active) {
   return true;
 }
 
+void Metrics::StoreFailed(v1::Reason reason) {
+  const std::string& name = v1::Reason_Name(reason);
+  if (absl::StartsWith(name, "STORAGE_")) {
+    store_errors_->Add({{"reason", name}}).Increment();
+  }
+}
+
 void Metrics::RpcEnded(const std::string& method, const std::string& code, absl::Duration duration) {
+  rpcs_in_flight_->Decrement();
   rpc_duration_->Add({{"method", method}, {"code", code}}, RpcSeconds()).Observe(absl::ToDoubleSeconds(duration));
 }
 
@@ -192,9 +253,10 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::s
   std::unique_ptr<MetricsServer> server(new MetricsServer);
   try {
     server->exposer_ = std::make_unique<prometheus::Exposer>(address, /*num_threads=*/1);
-    server->job_counts_ = std::make_shared<JobCounts>(jobs);
-    server->exposer_->RegisterCollectable(metrics.registry());
-    server->exposer_->RegisterCollectable(server->job_counts_);
+    server->collected_ = {metrics.registry(), std::make_shared<JobCounts>(jobs, metrics), MakeProcessMetrics()};
+    for (const auto& collectable : server->collected_) {
+      server->exposer_->RegisterCollectable(collectable);
+    }
   } catch (const std::exception& error) {
     return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", address, ": ", error.what(),
                                                "; give another address or --metrics_listen= to switch them off"));

@@ -16,6 +16,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "modelpress/v1/errors.pb.h"
 #include "server/jobs/job_store.h"
 
 namespace prometheus {
@@ -40,6 +41,19 @@ class Metrics {
   void ChildDied(const std::string& cause);
   // Whether engine processes are held by `mechanism` (server/sandbox). True if that is news.
   bool SetIsolation(const std::string& mechanism, bool active);
+  // An attempt is to be repeated, because of: "failure" (its child died of itself, or a disk failed), "lost" (it or its worker was killed),
+  // "drained".
+  void OperationRetried(const std::string& cause) { retries_->Add({{"cause", cause}}).Increment(); }
+  // A call was answered with the result of an earlier one.
+  void OperationCached() { cached_->Increment(); }
+  void SetWorkers(int count) { workers_->Set(count); }
+  // Each wants one false after its true.
+  void WorkerBusy(bool busy) { busy ? workers_busy_->Increment() : workers_busy_->Decrement(); }
+  // Counts STORAGE_... reasons, no others.
+  void StoreFailed(v1::Reason reason);
+  void QuotaRejected(const std::string& quota) { quota_rejections_->Add({{"quota", quota}}).Increment(); }
+  // Every RpcStarted wants one RpcEnded. `method` is one that exists.
+  void RpcStarted() { rpcs_in_flight_->Increment(); }
   void RpcEnded(const std::string& method, const std::string& code, absl::Duration duration);
   // `cause`: why a caller was not let in, of a small fixed set (server/auth/authenticator.h), or "denied".
   void AuthFailed(const std::string& cause);
@@ -75,6 +89,13 @@ class Metrics {
   Family<prometheus::Counter> auth_failures_;
   Family<prometheus::Counter> reload_failures_;
   Family<prometheus::Gauge> certificate_expiry_;
+  Family<prometheus::Counter> retries_;
+  Family<prometheus::Counter> store_errors_;
+  Family<prometheus::Counter> quota_rejections_;
+  prometheus::Counter* cached_;
+  prometheus::Gauge* workers_;
+  prometheus::Gauge* workers_busy_;
+  prometheus::Gauge* rpcs_in_flight_;
   prometheus::Counter* upload_bytes_;
   prometheus::Counter* download_bytes_;
   prometheus::Gauge* admission_waiting_;
@@ -85,7 +106,8 @@ class Metrics {
   prometheus::Gauge* storage_free_bytes_;
 };
 
-// Serves `metrics`, and modelpress_operations counted in `jobs` at each scrape, as /metrics over HTTP.
+// Serves `metrics`, what is counted in `jobs` at each scrape, and what the kernel knows of this process (process_...), as
+// /metrics over HTTP.
 class MetricsServer {
  public:
   // `address`: "host:port", port 0 picks one. UNAVAILABLE if it cannot be listened on. Both must outlive it.
@@ -95,7 +117,7 @@ class MetricsServer {
 
  private:
   MetricsServer() = default;
-  std::shared_ptr<prometheus::Collectable> job_counts_;
+  std::vector<std::shared_ptr<prometheus::Collectable>> collected_;  // the exposer does not keep them alive
   std::unique_ptr<prometheus::Exposer> exposer_;
 };
 

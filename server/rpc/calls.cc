@@ -66,6 +66,7 @@ absl::StatusOr<Caller> Calls::Enter(const grpc::ServerContextBase& context, Role
     return MakeError(v1::SERVER_DRAINING, "the server is about to stop; try again at another one or in a moment");
   }
   ++count_;
+  records_.Admit(context, *caller, needed);
   return caller;
 }
 

@@ -14,6 +14,7 @@
 #include "server/auth/access_control.h"
 #include "server/auth/caller.h"
 #include "server/base/executor.h"
+#include "server/rpc/call_records.h"
 
 namespace modelpress::server {
 
@@ -29,6 +30,8 @@ class Calls {
   absl::StatusOr<Caller> Enter(const grpc::ServerContextBase& context, Role needed);
   void Leave();
   bool draining() const;
+  // Where Enter writes down who makes the call.
+  CallRecords& records() { return records_; }
 
   // Refuses calls from now on.
   void Drain();
@@ -41,6 +44,7 @@ class Calls {
  private:
   Executor& executor_;
   AccessControl& access_;
+  CallRecords records_;
   mutable std::mutex mutex_;
   std::condition_variable ended_;
   int count_ = 0;

@@ -606,6 +606,17 @@ absl::StatusOr<std::unique_ptr<PostgresDatabase>> PostgresDatabase::Open(const s
   return database;
 }
 
+absl::StatusOr<int64_t> PostgresDatabase::StoredVersion(const std::string& url) {
+  MP_ASSIGN_OR_RETURN(std::string name, NameOf(url));
+  PostgresDatabase database(url, std::move(name));
+  int64_t version = 0;
+  MP_RETURN_IF_ERROR(database.Read([&version](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(version, PostgresDialect().Version(connection));
+    return absl::OkStatus();
+  }));
+  return version;
+}
+
 void PostgresDatabase::WarnOfForgetfulServer() {
   const absl::Status status = Read([&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(Statement row,

@@ -52,6 +52,9 @@ class PostgresDatabase final : public Database {
   static absl::StatusOr<std::unique_ptr<PostgresDatabase>> Open(const std::string& url, absl::Span<const std::string> migrations);
   ~PostgresDatabase() override;
 
+  // The version of the schema at `url`, 0 in a new database; nothing is made or changed.
+  static absl::StatusOr<int64_t> StoredVersion(const std::string& url);
+
   absl::Status Write(Durability durability, absl::FunctionRef<absl::Status(Connection&)> body) override;
   absl::Status Read(absl::FunctionRef<absl::Status(Connection&)> body) override;
   absl::StatusOr<uint64_t> Version() override;

@@ -122,6 +122,8 @@ absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& locati
   return SqliteDatabase::Open(location, Migrations());
 }
 
+int SchemaVersion() { return static_cast<int>(Migrations().size()); }
+
 absl::Status RequireWorkspace(Connection& connection, const WorkspaceKey& workspace) {
   MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT 1 FROM workspaces WHERE project = ?1 AND id = ?2",
                                                             {workspace.project, workspace.id}));

@@ -20,6 +20,9 @@ namespace modelpress::server {
 // anything else the path of a SQLite file, which is made if missing, in a folder that exists.
 absl::StatusOr<std::unique_ptr<Database>> OpenDatabase(const std::string& location);
 
+// The version of the schema that this program makes and knows.
+int SchemaVersion();
+
 // What several stores ask, inside a transaction of theirs.
 
 // WORKSPACE_NOT_FOUND unless the workspace exists.

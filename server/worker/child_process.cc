@@ -16,6 +16,7 @@
 #include <optional>
 #include <sstream>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -66,6 +67,18 @@ class SpawnSetup {
   posix_spawn_file_actions_t actions_;
   posix_spawnattr_t attributes_;
 };
+
+// Without the server's settings, which may hold a password.
+std::vector<char*> EnvironmentOfChild() {
+  std::vector<char*> entries;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    if (!absl::StartsWith(*entry, "MODELPRESSD_")) {
+      entries.push_back(*entry);
+    }
+  }
+  entries.push_back(nullptr);
+  return entries;
+}
 
 // Reads once; sets `open` to false at the end of the stream.
 std::string ReadSome(int fd, bool& open) {
@@ -127,8 +140,9 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::str
   std::string path = executable;
   std::string role = "run";
   char* arguments[] = {path.data(), role.data(), nullptr};
+  std::vector<char*> environment = EnvironmentOfChild();
   pid_t pid = -1;
-  if (const int error = posix_spawn(&pid, path.c_str(), setup.actions(), setup.attributes(), arguments, environ); error != 0) {
+  if (const int error = posix_spawn(&pid, path.c_str(), setup.actions(), setup.attributes(), arguments, environment.data()); error != 0) {
     return StartError(executable.c_str(), error);
   }
   std::unique_ptr<ChildProcess> child(new ChildProcess);

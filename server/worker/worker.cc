@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "server/log/log.h"
+#include "server/log/trace.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/names.h"
 #include "server/rpc/status.h"
@@ -390,6 +391,7 @@ class Worker::Attempt {
       if (absl::IsFailedPrecondition(state.status()) || absl::IsNotFound(state.status())) {
         return LookHowItEnded(ending);
       }
+      context_.metrics.StoreFailed(ReasonOf(state.status()));
       if (!IsStoreTrouble(state.status())) {
         LOG(ERROR) << "attempt " << attempt_ << " cannot end so: " << state.status();
         if (!ending.outcome.has_value() || ending.outcome->state == State::FAILED) {
@@ -432,6 +434,7 @@ class Worker::Attempt {
 
   void Ended(State::State state, const Ending& ending) {
     if (!IsFinal(state)) {
+      context_.metrics.OperationRetried(ending.failed ? "failure" : verdict_ == Verdict::kDrained ? "drained" : "lost");
       return;
     }
     RemoveTree(checkpoints_);
@@ -519,13 +522,16 @@ void Worker::PrepareSpare() {
 }
 
 bool Worker::RunJob(const Job& job) {
-  const ScopedLogFields fields({{"operation", job.id}, {"method", job.metadata.method()}});
+  const ScopedLogFields fields({{"operation", job.id}, {"method", job.metadata.method()}, {"project", job.project}});
+  const ScopedLogFields trace(TraceFields(FormatTraceparent(ContinueTrace(job.trace_parent))));
+  context_.metrics.WorkerBusy(true);
   context_.events.Notify();  // RUNNING now
   if (job.metadata.attempt() == 1) {
     context_.metrics.OperationStarted(job.metadata.method(),
                                       FromProto(job.metadata.start_time()) - FromProto(job.metadata.create_time()));
   }
   const bool fine = Attempt(*this, job).Run();
+  context_.metrics.WorkerBusy(false);
   context_.events.Notify();
   return fine;
 }
@@ -539,6 +545,7 @@ void Worker::Loop() {
     const absl::StatusOr<std::optional<Job>> job = context_.admission.Claim(context_.jobs, options_.owner);
     if (!job.ok()) {
       LOG_IF(ERROR, !failing) << "cannot claim operations at the moment: " << job.status();
+      context_.metrics.StoreFailed(ReasonOf(job.status()));
       failing = true;
       Pause(backoff.Next());
       continue;
