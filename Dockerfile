@@ -8,7 +8,7 @@ ARG BASE=debian:trixie-slim
 FROM ${BASE} AS dev
 ENV DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 RUN apt-get update && apt-get install -y --no-install-recommends \
-      g++ cmake ninja-build ccache mold clang clang-format clang-tidy libclang-rt-19-dev git ca-certificates \
+      g++ cmake pkgconf ninja-build ccache mold clang clang-format clang-tidy libclang-rt-19-dev git ca-certificates \
       libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev libabsl-dev \
       libonnx-dev libonnxruntime-dev prometheus-cpp-dev libgtest-dev libgmock-dev libbenchmark-dev libhwy-dev \
       libsqlite3-dev libpq-dev nlohmann-json3-dev libcli11-dev libssl-dev libseccomp-dev libcjose-dev libzip-dev \
@@ -22,8 +22,10 @@ RUN pip install --no-cache-dir --break-system-packages $([ -s /run/host-ca.crt ]
 
 FROM dev AS build
 COPY . /src
-RUN MODELPRESS_BUILD_ROOT=/build cmake -S /src --preset release -DMODELPRESS_BUILD_TESTS=OFF -DCMAKE_CXX_COMPILER_LAUNCHER= >/tmp/cmake.log \
-    && MODELPRESS_BUILD_ROOT=/build cmake --build /build/release --target modelpressd modelpress \
+# ./dev lends its compiler cache, which knows these files by the same paths; elsewhere it is empty.
+RUN export MODELPRESS_BUILD_ROOT=/build CCACHE_DIR=/ccache CCACHE_BASEDIR=/src CCACHE_NOHASHDIR=1 \
+    && cmake -S /src --preset release -DMODELPRESS_BUILD_TESTS=OFF >/tmp/cmake.log \
+    && cmake --build /build/release --target modelpressd modelpress \
     && mkdir -p /out/bin && install -s /build/release/bin/modelpressd /build/release/bin/modelpress /out/bin/ \
     # The shared libraries that the two need, with the names their loader looks for.
     && mkdir -p /out/lib && ldd /out/bin/modelpressd /out/bin/modelpress | awk '$3 ~ "^/" {print $3}' | sort -u \

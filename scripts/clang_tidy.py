@@ -62,14 +62,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=pathlib.Path, required=True, help="folder with compile_commands.json")
     parser.add_argument("--cache", type=pathlib.Path, required=True)
-    parser.add_argument("files", nargs="*", help="only sources whose path contains one of these")
+    parser.add_argument("files", nargs="*", help="only sources whose path in the tree begins with one of these")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     entries = [
         entry
         for entry in json.loads((arguments.build / "compile_commands.json").read_text())
-        if entry["file"].startswith(f"{ROOT}/")
-        and (not arguments.files or any(part in entry["file"] for part in arguments.files))
+        if entry["file"].startswith(tuple(f"{ROOT}/{part}" for part in arguments.files or [""]))
     ]
     # The effective checks and the version, so that a comment in .clang-tidy costs no second run.
     configuration = b"".join(

@@ -86,7 +86,7 @@ case $command in
     cd "$caller_dir"
     exec python3 /src/tests/bench/run.py "$@"
     ;;
-  lint) exec /src/scripts/lint.sh ;;
+  lint) exec /src/scripts/lint.sh "$@" ;;
   fmt)
     cd /src
     find api engine server client tests -name '*.h' -o -name '*.cc' | xargs clang-format -i

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All static checks; runs in the dev image (./dev lint).
+# All static checks; runs in the dev image (./dev lint [BEGINNING OF A PATH]...: clang-tidy over these sources only).
 set -euo pipefail
 cd /src
 
@@ -23,7 +23,7 @@ echo "clang-tidy"
 cmake --preset release >/build/lint.log
 # Generated headers must exist before the sources that include them can be read.
 cmake --build --preset release --target generated_sources >>/build/lint.log
-python3 scripts/clang_tidy.py --build /build/release --cache /lint/tidy || status=1
+python3 scripts/clang_tidy.py --build /build/release --cache /lint/tidy "$@" || status=1
 
 [[ $status -eq 0 ]] && echo "lint: clean"
 exit $status

@@ -62,6 +62,14 @@ void Housekeeper::Loop() {
   }
 }
 
+absl::StatusOr<int64_t> Housekeeper::Rescue() {
+  MP_ASSIGN_OR_RETURN(const int64_t taken, rescuer_.Look());
+  for (int64_t i = 0; i < taken; ++i) {
+    context_.metrics.OperationRetried("lost");
+  }
+  return taken;
+}
+
 bool Housekeeper::GoOn() {
   {
     const std::lock_guard lock(mutex_);

@@ -67,7 +67,7 @@ class Housekeeper {
   // The steps, for the thread, or for tests that do not start it. Each returns how many things it removed (or took away).
   //
   // Operations of dead workers, and their scratch folders.
-  absl::StatusOr<int64_t> Rescue() { return rescuer_.Look(); }
+  absl::StatusOr<int64_t> Rescue();
   // Finished operations, workspaces and uploads that are too old.
   absl::StatusOr<int64_t> ExpireOperations();
   absl::StatusOr<int64_t> ExpireWorkspaces();

@@ -167,7 +167,7 @@ TEST_F(SecurityTest, CertificateRotation) {
   Write("server.pem", next.cert_pem());  // the key has still to come
   const auto reload_failures = [this] {
     double failures = 0;
-    for (const auto& family : daemon_->counters().registry()->Collect()) {
+    for (const auto& family : daemon_->metrics().registry()->Collect()) {
       for (const auto& metric : family.metric) {
         failures += family.name == "modelpress_reload_failures_total" ? metric.counter.value : 0;
       }

@@ -111,12 +111,18 @@ TEST_F(MetricsTest, EveryMetricHasAUnitAHelpATypeAndALineInTheDocs) {
   metrics.OperationRetried("lost");
   metrics.StoreFailed(v1::STORAGE_FULL);
   metrics.QuotaRejected("bytes");
+  metrics.SetIsolation("seccomp", true);
+  metrics.AuthFailed("missing");
+  metrics.ReloadFailed("tls");
+  metrics.TlsCertificateExpires(absl::UnixEpoch());
+  metrics.SetStorageBytes("blobs", 1);
   MakeWorkspace("w1");
   const Exposed exposed = Now();
   std::set<std::string> names;
   // Things that are counted as they stand: no unit to name.
   const std::set<std::string> counts = {"modelpress_operations",     "modelpress_workers", "modelpress_workers_busy",
-                                        "modelpress_rpcs_in_flight", "process_open_fds",   "process_max_fds"};
+                                        "modelpress_rpcs_in_flight", "process_open_fds",   "process_max_fds",
+                                        "modelpress_child_isolation", "modelpress_admission_waiting"};
   for (const auto& [name, type] : exposed.types) {
     if (absl::StartsWith(name, "exposer_")) {
       continue;  // prometheus-cpp's own
