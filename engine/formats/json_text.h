@@ -42,7 +42,8 @@ struct JsonMember {
 absl::string_view NameOfKind(JsonValue::Kind kind);
 
 // CONFIG_SYNTAX with file, line and column: not JSON (NaN and Infinity are not), not UTF-8, a number beyond double, nested deeper
-// than kMaxJsonDepth, more than kMaxJsonBytes or kMaxJsonValues, a key repeated within an object (metadata "key"; layer: the outermost key that it lies under).
+// than kMaxJsonDepth, more than kMaxJsonBytes or kMaxJsonValues, a key repeated within an object (metadata "key"; layer: the
+// outermost key that it lies under).
 absl::StatusOr<JsonValue> ParseJson(absl::string_view text, const std::string& file);
 
 // Byte for byte as json.dumps(value, indent=4, separators=(",", ":")).

@@ -25,8 +25,8 @@ using TextPositions = std::map<std::string, std::vector<TextPosition>>;
 
 // Merges `text` into `message` by the rules of formats.md section 2.2: required fields may be absent, of a repeated singular
 // scalar the last one counts, repeated singular messages are merged. Errors have `reason`, `file` and, where known, line and
-// column: not UTF-8, not text format, unknown field or enum name, wrong kind of value, integer out of range, more bytes or messages than
-// engine/base/limits.h allows. `message` is then unspecified.
+// column: not UTF-8, not text format, unknown field or enum name, wrong kind of value, integer out of range, more bytes or
+// messages than engine/base/limits.h allows. `message` is then unspecified.
 //
 // Stricter than Python, and refused with their place: numbers with leading zeros and no fraction in a float field (007; in an
 // integer field they are octal), integers in Python's own 0b and 0o forms, `-0` in an unsigned field, unknown escapes in strings,

@@ -79,7 +79,8 @@ struct ModelLimits {
 // Reads `name` of `files`. External data is looked up relative to the folder of `name`, checked against the sizes of the files
 // and left where it is.
 // Errors: FILE_NOT_FOUND, MODEL_UNREADABLE (with byte offset), MODEL_LIMIT, MODEL_EXTERNAL_DATA, TENSOR_INVALID (data does not
-// fit its dims), GRAPH_INVALID (a function that calls itself), each with the file and, for tensors, the tensor's name. Missing external files are reported all at once.
+// fit its dims), GRAPH_INVALID (a function that calls itself), each with the file and, for tensors, the tensor's name. Missing
+// external files are reported all at once.
 absl::StatusOr<Model> ReadModel(const FileSet& files, const std::string& name, const ModelLimits& limits = {});
 
 }  // namespace modelpress::engine

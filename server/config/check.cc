@@ -177,7 +177,8 @@ void CheckWhatIsolates(const DaemonOptions& options, Findings& findings) {
     return;
   }
   Metrics metrics;
-  if (const absl::Status isolation = CheckIsolation(options.worker.executable, options.worker.isolation, metrics); !isolation.ok()) {
+  if (const absl::Status isolation = CheckIsolation(options.worker.executable, options.worker.isolation, metrics);
+      !isolation.ok()) {
     findings.push_back({true, std::string(isolation.message())});
   }
 }

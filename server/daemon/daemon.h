@@ -75,7 +75,6 @@ class Daemon {
   int port() const { return port_; }                                            // 0 without RPCs
   int health_port() const { return health_ == nullptr ? 0 : health_->port(); }  // 0: off
   int metrics_port() const { return metrics_ == nullptr ? 0 : metrics_->port(); }
-  Metrics& metrics() { return counters_; }
 
   Metrics& metrics() { return counters_; }
 

@@ -41,8 +41,8 @@ class Metrics {
   void ChildDied(const std::string& cause);
   // Whether engine processes are held by `mechanism` (server/sandbox). True if that is news.
   bool SetIsolation(const std::string& mechanism, bool active);
-  // An attempt is to be repeated, because of: "failure" (its child died of itself, or a disk failed), "lost" (it or its worker was killed),
-  // "drained".
+  // An attempt is to be repeated, because of: "failure" (its child died of itself, or a disk failed), "lost" (it or its worker
+  // was killed), "drained".
   void OperationRetried(const std::string& cause) { retries_->Add({{"cause", cause}}).Increment(); }
   // A call was answered with the result of an earlier one.
   void OperationCached() { cached_->Increment(); }

@@ -158,9 +158,10 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
     job.metadata.mutable_inputs()->Assign(inputs.files.begin(), inputs.files.end());
     job.cache_key = reusable ? CacheKey(canonical, workspace, inputs.files) : "";
     if (const size_t size = job.metadata.ByteSizeLong() + job.request.ByteSizeLong(); size > kMaxOperationBytes) {
-      return MakeError(v1::REQUEST_INVALID, absl::StrCat("the request and the names of its ", job.metadata.inputs_size(),
-                                                         " input files have ", size, " bytes; at most ", kMaxOperationBytes,
-                                                         " are allowed: put data into one .npz, a model into a folder of its own"));
+      return MakeError(v1::REQUEST_INVALID,
+                       absl::StrCat("the request and the names of its ", job.metadata.inputs_size(), " input files have ", size,
+                                    " bytes; at most ", kMaxOperationBytes,
+                                    " are allowed: put data into one .npz, a model into a folder of its own"));
     }
     stored = jobs_.Create(job, options.request_id());
   }

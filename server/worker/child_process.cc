@@ -142,7 +142,8 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::str
   char* arguments[] = {path.data(), role.data(), nullptr};
   std::vector<char*> environment = EnvironmentOfChild();
   pid_t pid = -1;
-  if (const int error = posix_spawn(&pid, path.c_str(), setup.actions(), setup.attributes(), arguments, environment.data()); error != 0) {
+  if (const int error = posix_spawn(&pid, path.c_str(), setup.actions(), setup.attributes(), arguments, environment.data());
+      error != 0) {
     return StartError(executable.c_str(), error);
   }
   std::unique_ptr<ChildProcess> child(new ChildProcess);

@@ -343,16 +343,14 @@ class Caller {
   }
 
   google::longrunning::Operation Submit(const v1::SaveModelRequest& request) {
-    return Call<google::longrunning::Operation>("SaveModel", [&](auto* context, auto* answer) {
-      return compression_->SaveModel(context, request, answer);
-    });
+    return Call<google::longrunning::Operation>(
+        "SaveModel", [&](auto* context, auto* answer) { return compression_->SaveModel(context, request, answer); });
   }
   google::longrunning::Operation Get(const std::string& name) {
     google::longrunning::GetOperationRequest request;
     request.set_name(name);
-    return Call<google::longrunning::Operation>("GetOperation", [&](auto* context, auto* answer) {
-      return operations_->GetOperation(context, request, answer);
-    });
+    return Call<google::longrunning::Operation>(
+        "GetOperation", [&](auto* context, auto* answer) { return operations_->GetOperation(context, request, answer); });
   }
   // A long poll of up to a second; what it takes is the operation's time, so that only failures tell something.
   google::longrunning::Operation Wait(const std::string& name) {
@@ -454,7 +452,10 @@ ordered_json Load(const Settings& settings) {
   for (std::thread& thread : threads) {
     thread.join();
   }
-  return {{"operations", names.size()}, {"failed", failed.load()}, {"submit_seconds", submitted}, {"seconds", Now() - start},
+  return {{"operations", names.size()},
+          {"failed", failed.load()},
+          {"submit_seconds", submitted},
+          {"seconds", Now() - start},
           {"calls", log.AsJson()}};
 }
 

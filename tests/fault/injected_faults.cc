@@ -1,10 +1,10 @@
-// A library for LD_PRELOAD that makes system calls of a real process fail, and its clock jump, as tests ask (injected_faults.py). Where
-// a failing file system (FUSE, device mapper) needs rights that test machines do not give, this needs none.
+// A library for LD_PRELOAD that makes system calls of a real process fail, and its clock jump, as tests ask (injected_faults.py).
+// Where a failing file system (FUSE, device mapper) needs rights that test machines do not give, this needs none.
 //
-// MODELPRESS_FAULTS names a file of four 64-bit integers, mapped by the test and by every process: the errno to fail with (0: none),
-// "one in so many calls", nanoseconds added to the time of day, and the number of failures so far. Calls that write, sync, rename or
-// read a file below MODELPRESS_FAULTS_FOLDER fail. Memory that is mapped from files is out of reach, and so is a process that may not
-// look into /proc, as the engine's in its sandbox.
+// MODELPRESS_FAULTS names a file of four 64-bit integers, mapped by the test and by every process: the errno to fail with (0:
+// none), "one in so many calls", nanoseconds added to the time of day, and the number of failures so far. Calls that write, sync,
+// rename or read a file below MODELPRESS_FAULTS_FOLDER fail. Memory that is mapped from files is out of reach, and so is a
+// process that may not look into /proc, as the engine's in its sandbox.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <limits.h>

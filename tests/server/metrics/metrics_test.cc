@@ -120,9 +120,9 @@ TEST_F(MetricsTest, EveryMetricHasAUnitAHelpATypeAndALineInTheDocs) {
   const Exposed exposed = Now();
   std::set<std::string> names;
   // Things that are counted as they stand: no unit to name.
-  const std::set<std::string> counts = {"modelpress_operations",     "modelpress_workers", "modelpress_workers_busy",
-                                        "modelpress_rpcs_in_flight", "process_open_fds",   "process_max_fds",
-                                        "modelpress_child_isolation", "modelpress_admission_waiting"};
+  const std::set<std::string> counts = {
+      "modelpress_operations", "modelpress_workers", "modelpress_workers_busy",    "modelpress_rpcs_in_flight",
+      "process_open_fds",      "process_max_fds",    "modelpress_child_isolation", "modelpress_admission_waiting"};
   for (const auto& [name, type] : exposed.types) {
     if (absl::StartsWith(name, "exposer_")) {
       continue;  // prometheus-cpp's own

@@ -140,7 +140,8 @@ TEST_F(SandboxTest, OpensNothingOutside) {
   for (const std::string& path :
        {std::string("/etc/passwd"), secret_, own_ + "/../secret", absl::StrCat("/proc/self/fd/", folder_fd_, "/../secret"),
         absl::StrCat("/proc/self/fd/", input_), std::string("/proc/self/environ"), std::string("/proc/self/maps"),
-        absl::StrCat("/proc/", getpid(), "/status"), std::string("/dev/null"), std::string("/proc/sys/kernel/hostname"), std::string("/"), outside_.path()}) {
+        absl::StrCat("/proc/", getpid(), "/status"), std::string("/dev/null"), std::string("/proc/sys/kernel/hostname"),
+        std::string("/"), outside_.path()}) {
     // It is the sandbox that refuses.
     EXPECT_EQ(access(path.c_str(), R_OK), 0) << path;
     ExpectRefused(path.c_str(), reading(path));
