@@ -176,7 +176,7 @@ def npy(array: np.ndarray[Any, Any]) -> bytes:
 def npz(**arrays: np.ndarray[Any, Any]) -> bytes:
     """The arrays as a .npz file."""
     stream = io.BytesIO()
-    np.savez(stream, **arrays)
+    np.savez(stream, allow_pickle=True, **arrays)
     return stream.getvalue()
 
 

@@ -323,12 +323,15 @@ def data_fields() -> Iterator[Case]:
         weight(model).string_data.extend([b"1"] * 432)
 
     yield model_case("weights_of_strings", strings)
-    for value in ("nan", "inf", "-inf"):
 
-        def not_finite(model: onnx.ModelProto, value: str = value) -> None:
+    def filled_with(value: str) -> Callable[[onnx.ModelProto], None]:
+        def fill(model: onnx.ModelProto) -> None:
             weight(model).raw_data = np.full(432, float(value), np.float32).tobytes()
 
-        yield model_case(f"weights_of_{value}", not_finite, "TENSOR_INVALID", "CALIBRATION_FAILED")
+        return fill
+
+    for value in ("nan", "inf", "-inf"):
+        yield model_case(f"weights_of_{value}", filled_with(value), "TENSOR_INVALID", "CALIBRATION_FAILED")
 
     def sparse(model: onnx.ModelProto) -> None:
         dense = weight(model)
@@ -438,13 +441,13 @@ def graphs() -> Iterator[Case]:
     yield model_case("values_without_names", empty_names)
     yield model_case("nothing_in_the_graph", lambda model: model.graph.Clear())
     yield model_case("no_graph", lambda model: model.ClearField("graph"), "MODEL_UNREADABLE")
+
+    def holding(graph: onnx.GraphProto) -> Callable[[onnx.ModelProto], None]:
+        return lambda model: model.graph.node.append(graph.node[0])
+
     for depth in (33, 60):
-        yield model_case(
-            f"nested_{depth}_if",
-            lambda model, depth=depth: model.graph.node.append(nested(depth).node[0]),
-            "MODEL_LIMIT",
-        )
-    yield model_case("nested_40_loop", lambda model: model.graph.node.append(nested(40, "Loop").node[0]), "MODEL_LIMIT")
+        yield model_case(f"nested_{depth}_if", holding(nested(depth)), "MODEL_LIMIT")
+    yield model_case("nested_40_loop", holding(nested(40, "Loop")), "MODEL_LIMIT")
 
     def deep(*fields: int) -> bytes:
         content = b""
@@ -558,13 +561,21 @@ def names() -> Iterator[Case]:
         model.graph.input[0].name = text
         model.graph.node[0].input[0] = text
 
+    def naming(edit: Callable[[onnx.ModelProto, str], None], text: str) -> Callable[[onnx.ModelProto], None]:
+        return lambda model: edit(model, text)
+
+    def bad_name(edit: Callable[[onnx.ModelProto, str], None]) -> Callable[[onnx.ModelProto], None]:
+        def spoil(model: onnx.ModelProto) -> None:
+            edit(model, "BADNAME")
+            weight(model).raw_data = b"1"
+
+        return spoil
+
     for edit in (set_node, set_op, set_value, set_tensor, set_domain, set_input):
         place = edit.__name__[4:]
-        yield model_case(f"megabyte_name_{place}", lambda model, edit=edit: edit(model, long), "MODEL_LIMIT")
+        yield model_case(f"megabyte_name_{place}", naming(edit, long), "MODEL_LIMIT")
         # The same name, as bytes that are no UTF-8, in a file with something wrong, so that the error has to quote it.
-        content = edited(
-            lambda model, edit=edit: (edit(model, "BADNAME"), setattr(weight(model), "raw_data", b"1"))[-1]
-        )
+        content = edited(bad_name(edit))
         yield Case(
             f"invalid_utf8_{place}",
             {"m.onnx": content.replace(b"BADNAME", b"\xff\xfe\xc0\x80\xed\xa0\x80")},

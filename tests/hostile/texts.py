@@ -16,7 +16,7 @@ from tests.hostile.case import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.hostile.case import Content
 
@@ -96,12 +96,12 @@ def records() -> Iterator[Case]:
     yield case(
         "shift_bit_huge", record_entry("scale_d: 0.1 offset_d: 0 scale_w: 0.1 offset_w: 0 shift_bit: 4294967295")
     )
-    for name, number in {"million": "1000000", "five": "5"}.items():
-        yield case(
-            f"scale_w_{name}_times",
-            lambda number=number: record_entry(f"scale_d: 0.1 offset_d: 0 {'scale_w: 0.1 ' * int(number)} offset_w: 0"),
-            reasons("RECORD_LENGTH"),
-        )
+
+    def scales(number: int) -> Callable[[], bytes]:
+        return lambda: record_entry(f"scale_d: 0.1 offset_d: 0 {'scale_w: 0.1 ' * number} offset_w: 0")
+
+    for name, count in {"million": 1_000_000, "five": 5}.items():
+        yield case(f"scale_w_{name}_times", scales(count), reasons("RECORD_LENGTH"))
     yield case(
         "million_entries",
         lambda: b"".join(
