@@ -41,7 +41,7 @@ absl::Status SystemError(int error, absl::string_view what, const std::string& n
 
 class FileDescriptor {
  public:
-  FileDescriptor(const std::string& path, int flags) : fd_(open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0600)) {}
+  FileDescriptor(const std::string& path, int flags) : fd_(open(path.c_str(), flags | O_CLOEXEC, 0600)) {}
   ~FileDescriptor() {
     if (fd_ >= 0) {
       close(fd_);
@@ -56,6 +56,7 @@ class FileDescriptor {
   int fd_;
 };
 
+// The folder may be given as a link, as the engine's process gets it (/proc/self/fd/N); what is in it may not be one.
 absl::Status SyncFolder(const std::string& path, const std::string& name) {
   FileDescriptor folder(path, O_RDONLY | O_DIRECTORY);
   return folder.ok() && fsync(folder.get()) == 0 ? absl::OkStatus() : SystemError(errno, "sync the folder", name);
@@ -177,7 +178,7 @@ class WriteJob {
  private:
   // Creates the file with all its space, so that a full disk is found now.
   static absl::Status Allocate(const Output& file) {
-    FileDescriptor out(file.path, O_WRONLY | O_CREAT | O_EXCL);
+    FileDescriptor out(file.path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW);
     if (!out.ok()) {
       return SystemError(errno, "create the file", file.plan.name);
     }
@@ -265,7 +266,7 @@ class WriteJob {
 
   absl::Status Produce(const Chunk& chunk, std::vector<uint8_t>& buffer) {
     const Output& file = *files_[chunk.file];
-    FileDescriptor out(file.path, O_WRONLY);
+    FileDescriptor out(file.path, O_WRONLY | O_NOFOLLOW);
     if (!out.ok()) {
       return SystemError(errno, "open the file", file.plan.name);
     }
@@ -318,7 +319,7 @@ class WriteJob {
   }
 
   static absl::Status Hash(Output& file, uint64_t from, uint64_t to, std::vector<uint8_t>& buffer) {
-    FileDescriptor in(file.path, O_RDONLY);
+    FileDescriptor in(file.path, O_RDONLY | O_NOFOLLOW);
     if (!in.ok()) {
       return SystemError(errno, "open the file", file.plan.name);
     }
@@ -464,7 +465,7 @@ absl::Status OutputFolder::AddCopy(const std::string& name, const InputFile& sou
 
 absl::Status OutputFolder::Commit() {
   for (const WrittenFile& file : files_) {
-    FileDescriptor fd(StagedPath(file.name), O_RDONLY);
+    FileDescriptor fd(StagedPath(file.name), O_RDONLY | O_NOFOLLOW);
     // fchmod, because the mode shall not depend on the umask.
     if (!fd.ok() || fchmod(fd.get(), 0640) != 0 || fsync(fd.get()) != 0) {
       return SystemError(errno, "sync the file", file.name);

@@ -30,7 +30,9 @@ def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
     big = tmp_path / "big"
     big.write_bytes(bytes(range(256)) * (128 << 10))  # 32 MB
     filler = small_disk / "filler"
-    with ServerProcess(small_disk) as server, modelpress.Client(server.target) as client:
+    # Otherwise it would keep operations waiting until there is some room.
+    flags = ["--admission=false", "--min_free_disk_mb=0"]
+    with ServerProcess(small_disk, *flags) as server, modelpress.Client(server.target) as client:
         workspace = client.create_workspace("small").name
         client.upload_file(workspace, "m.onnx", case / "modified.onnx")
         client.upload_file(workspace, "r.txt", case / "record.txt")

@@ -74,6 +74,7 @@ class UnreliableJobStore final : public JobStore {
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override {
     return store_.Count();
   }
+  absl::StatusOr<std::optional<absl::Time>> OldestPending() override { return store_.OldestPending(); }
   absl::StatusOr<uint64_t> Version() override { return store_.Version(); }
   absl::Duration poll_interval() const override { return store_.poll_interval(); }
   std::unique_ptr<Subscription> Subscribe(std::function<void()> changed) override { return store_.Subscribe(std::move(changed)); }
