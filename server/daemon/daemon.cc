@@ -190,7 +190,7 @@ absl::Status Daemon::StartHealth() {
   }
   health_monitor_ = std::make_unique<HealthMonitor>(std::move(services), options_.health_interval, [this] {
     // That there is no such operation is an answer of a database that works.
-    const absl::Status answer = jobs_->Find("", "").status();
+    absl::Status answer = jobs_->Find("", "").status();
     if (!absl::IsNotFound(answer)) {
       return answer;
     }

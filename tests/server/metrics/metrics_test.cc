@@ -117,7 +117,10 @@ TEST_F(MetricsTest, EveryMetricHasAUnitAHelpATypeAndALineInTheDocs) {
   metrics.TlsCertificateExpires(absl::UnixEpoch());
   metrics.SetStorageBytes("blobs", 1);
   MakeWorkspace("w1");
-  const Exposed exposed = Now();
+  Exposed exposed = Now();
+  while (!exposed.types.contains("modelpress_rpc_duration_seconds")) {  // a call is counted some moments after its answer
+    exposed = Now();
+  }
   std::set<std::string> names;
   // Things that are counted as they stand: no unit to name.
   const std::set<std::string> counts = {
@@ -157,15 +160,17 @@ TEST_F(MetricsTest, CallersMakeUpNoLabels) {
     EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
   }
   MakeWorkspace("w1");
+  // A call is counted some moments after it was answered.
   bool is_seen = false;
-  for (const auto& [sample, value] : Now().samples) {
-    EXPECT_EQ(sample.find("made.up"), std::string::npos) << sample;
-    is_seen =
-        is_seen ||
-        sample == "modelpress_rpc_duration_seconds_count{code=\"OK\",method=\"/modelpress.v1.Workspaces/CreateWorkspace\"}" ||
-        sample == "modelpress_rpc_duration_seconds_count{method=\"/modelpress.v1.Workspaces/CreateWorkspace\",code=\"OK\"}";
+  while (!is_seen) {
+    for (const auto& [sample, value] : Now().samples) {
+      EXPECT_EQ(sample.find("made.up"), std::string::npos) << sample;
+      is_seen =
+          is_seen ||
+          sample == "modelpress_rpc_duration_seconds_count{code=\"OK\",method=\"/modelpress.v1.Workspaces/CreateWorkspace\"}" ||
+          sample == "modelpress_rpc_duration_seconds_count{method=\"/modelpress.v1.Workspaces/CreateWorkspace\",code=\"OK\"}";
+    }
   }
-  EXPECT_TRUE(is_seen);
 }
 
 TEST_F(MetricsTest, GaugesGoBack) {
