@@ -11,6 +11,15 @@ namespace modelpress::server {
 
 using State = v1::OperationMetadata;
 
+absl::Duration PauseAfter(const RetryLimits& limits, const Job& job) {
+  constexpr int kGrowth = 5;
+  absl::Duration pause = limits.first_pause;
+  for (int i = 0; i < job.failures; ++i) {
+    pause *= kGrowth;
+  }
+  return pause;
+}
+
 Outcome Failure(State::State state, const absl::Status& error) {
   Outcome outcome;
   outcome.state = state;

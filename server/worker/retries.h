@@ -17,7 +17,12 @@ namespace modelpress::server {
 struct RetryLimits {
   int max_failures = 3;   // attempts that end without an answer, or because a disk was full or failed; then the operation fails
   int max_attempts = 20;  // attempts in all, those ended from outside included
+  absl::Duration first_pause = absl::Seconds(1);  // PauseAfter the first failure
 };
+
+// How long the next attempt waits after one that failed because of the machine: 1 s, then 5 s, so that what is over in a moment
+// does not use up all attempts.
+absl::Duration PauseAfter(const RetryLimits& limits, const Job& job);
 
 // How an attempt ends in the store.
 struct Ending {

@@ -47,6 +47,11 @@ TEST(RetriesTest, DisksThatFailAreTriedAgainAndCounted) {
   }
 }
 
+TEST(RetriesTest, PausesGrow) {
+  EXPECT_EQ(PauseAfter({}, JobWith(1, 0)), absl::Seconds(1));
+  EXPECT_EQ(PauseAfter({}, JobWith(5, 1)), absl::Seconds(5));
+}
+
 TEST(RetriesTest, DeathsWithoutAnAnswerAreCounted) {
   EXPECT_TRUE(IsAnotherAttempt(AfterFailure(kLimits, JobWith(1, 0), Crashed(1, "SIGSEGV")), /*failed=*/true));
   EXPECT_TRUE(IsAnotherAttempt(AfterFailure(kLimits, JobWith(9, 1), Crashed(2, "SIGSEGV")), /*failed=*/true));
