@@ -35,7 +35,8 @@ def _as_user() -> tuple[str, ...]:
 class PostgresProcess:
     """A cluster in a temporary folder, reached by a Unix socket there. `settings` are "name=value" of postgresql.conf.
 
-    With a `port` it also listens on 127.0.0.1. fsync is on, so that what is killed and started again is what an operator would have; pass "fsync=off" for speed.
+    With a `port` it also listens on 127.0.0.1. fsync is on, so that what is killed and started again is what an
+    operator would have; pass "fsync=off" for speed.
     """
 
     def __init__(self, *settings: str, port: int | None = None, start_limit_s: float = 60) -> None:

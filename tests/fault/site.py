@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import socket
 import sqlite3
 import time
@@ -18,6 +17,7 @@ from tests.fault.cut_connections import Proxy
 from tests.fault.injected_faults import InjectedFaults
 
 if TYPE_CHECKING:
+    import random
     from pathlib import Path
     from types import TracebackType
 
@@ -28,7 +28,7 @@ _FINAL = ", ".join(
 
 
 class Site:
-    """Two servers, each with a worker of its own, and a process of workers; clients and database are reached by proxies.
+    """Two servers with a worker each, and a process of workers; clients and database are reached by proxies.
 
     Every end of an operation that the database ever stores is written down by the database itself: `ends`.
     """
