@@ -43,6 +43,8 @@ DAY_S = 86_400.0
 TROUBLE = {"", "STORAGE_ERROR", "STORAGE_FULL", "STORAGE_UNAVAILABLE", "SERVER_DRAINING", "UPLOAD_BUSY"}
 
 
+FAILED = (operations_pb2.OperationMetadata.FAILED, operations_pb2.OperationMetadata.CANCELLED)
+
 # ---- users ----
 
 
@@ -119,7 +121,7 @@ class User:
         try:
             response = operation.result(timeout=PATIENCE_S)
         except modelpress.Error as error:
-            if operation.done():
+            if operation.metadata.state in FAILED:  # the operation, not a call that waited for it
                 raise AssertionError(f"{name} failed: {error}") from error
             raise
         return response, operation.metadata.attempt
