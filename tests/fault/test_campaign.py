@@ -29,6 +29,7 @@ from tests.fault.site import LEASE_S, Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
     from pathlib import Path
 
 T = TypeVar("T")
@@ -70,12 +71,14 @@ class User:
         self._clients = [modelpress.Client(target) for target in site.targets]
         self.asked: list[Asked] = []
         self.repeated = 0  # calls
+        self.ended = 0  # operations
         folder.mkdir()
 
     def work(self, stop: threading.Event) -> None:
         """One operation after the other until `stop`, and the last one to its end."""
         while not stop.is_set():
             self._one(*self._plan[len(self.asked) % len(self._plan)])
+            self.ended += 1
 
     def _insist(self, call: Callable[[modelpress.Client], T]) -> T:
         deadline = time.monotonic() + PATIENCE_S
@@ -251,6 +254,15 @@ def undisturbed(client: modelpress.Client, workload: workloads.Workload) -> dict
     return {name: file.sha256 for name, file in workloads.outputs_of(response).items()}
 
 
+def await_progress(users: list[User], working: list[Future[None]]) -> None:
+    """Until what every user waits for has ended, so that no operation meets more failing disks than it has attempts."""
+    goals = [user.ended + 1 for user in users]
+    while not any(future.done() for future in working):  # one has failed: nothing to wait for
+        if all(user.ended >= goal for user, goal in zip(users, goals, strict=True)):
+            return
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_every_operation_ends_once_with_the_same_bytes(tmp_path: Path, database: str) -> None:
     saves = [workloads.save_model(tmp_path / f"save{i}", megabytes=8, seed=i) for i in range(3)]
@@ -268,6 +280,7 @@ def test_every_operation_ends_once_with_the_same_bytes(tmp_path: Path, database:
             try:
                 for _ in range(ROUNDS):
                     faults.round()
+                    await_progress(users, working)
             finally:
                 stop.set()
             for future in working:
