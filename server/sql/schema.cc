@@ -109,6 +109,18 @@ const std::vector<std::string>& Migrations() {
         ) STRICT, WITHOUT ROWID;
         CREATE INDEX requests_by_time ON requests (create_time);
       )sql",
+      R"sql(
+        -- Order of acceptance in the project, for page tokens: `sequence` would tell a project how much others do.
+        ALTER TABLE jobs ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+        UPDATE jobs SET number = sequence;
+        CREATE INDEX jobs_by_number ON jobs (project, number);
+
+        CREATE TABLE job_numbers (
+          project TEXT PRIMARY KEY,
+          last INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO job_numbers (project, last) SELECT project, MAX(sequence) FROM jobs GROUP BY project;
+      )sql",
   };
   return *steps;
 }
