@@ -212,7 +212,7 @@ void Daemon::Stop() {
   }
   if (rpc_ != nullptr) {
     calls_->Drain();
-    events_->Notify();  // long polls look again and answer
+    events_->WakeAll();  // long polls look again and answer
     calls_->AwaitEnd(deadline - clock_.Elapsed());
     health_monitor_.reset();  // it knows the server's health service
     rpc_->Shutdown(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(kConnectionGraceMs, GPR_TIMESPAN)));

@@ -114,6 +114,7 @@ const std::vector<std::string>& Migrations() {
         ALTER TABLE jobs ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
         UPDATE jobs SET number = sequence;
         CREATE INDEX jobs_by_number ON jobs (project, number);
+        CREATE INDEX jobs_by_project_id ON jobs (project, id);  -- finds a project's job without coming across another's
 
         CREATE TABLE job_numbers (
           project TEXT PRIMARY KEY,

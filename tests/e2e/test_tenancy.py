@@ -388,7 +388,7 @@ def test_lists_and_page_tokens(tenants: Tenants) -> None:
                 ),
             )
     mine = f'workspace = "workspaces/{workspace}"'
-    lists = {
+    lists: dict[str, Callable[[], Any]] = {
         f"{WORKSPACES}/ListWorkspaces": lambda: workspaces_pb2.ListWorkspacesRequest(page_size=1),
         f"{WORKSPACES}/ListFiles": lambda: workspaces_pb2.ListFilesRequest(
             parent=f"workspaces/{workspace}", page_size=1

@@ -686,6 +686,26 @@ TEST_P(JobStoreConformance, PagesGoOnWhereTheirJobsWereDeleted) {
   EXPECT_THAT(Ids(page.jobs), ElementsAre("o2", "o1"));
 }
 
+TEST_P(JobStoreConformance, TellsWhichJobsAreUnfinished) {
+  std::vector<std::string> asked = {"none"};
+  for (int i = 0; i < 70; ++i) {
+    asked.push_back(absl::StrCat("o", i));
+    ASSERT_OK(jobs().Create(NewJob(asked.back()), ""));
+  }
+  ASSERT_EQ(ClaimId(), "o0");  // RUNNING
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "o2"));
+  ASSERT_OK(jobs().Delete(kProject, "o2"));
+  std::set<std::string> unfinished(asked.begin(), asked.end());
+  for (const char* id : {"none", "o1", "o2"}) {
+    unfinished.erase(id);
+  }
+  ASSERT_OK_AND_ASSIGN(std::set<std::string> told, jobs().Unfinished(asked));
+  EXPECT_EQ(told, unfinished);
+  ASSERT_OK_AND_ASSIGN(told, jobs().Unfinished({}));
+  EXPECT_TRUE(told.empty());
+}
+
 TEST_P(JobStoreConformance, PageTokensDoNotCountWhatOthersDo) {
   MakeProjects({"q"});
   ASSERT_OK(jobs().Create(NewJob("o1"), ""));
