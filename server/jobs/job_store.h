@@ -18,6 +18,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -137,6 +138,9 @@ class JobStore {
   virtual absl::Status Delete(const std::string& project, const std::string& id) = 0;
   // PENDING becomes CANCELLED at once, RUNNING becomes CANCELLING; a finished job stays as it is. OPERATION_NOT_FOUND.
   virtual absl::StatusOr<Job> RequestCancel(const std::string& project, const std::string& id) = 0;
+
+  // Those of the ids that are of unfinished jobs, of whatever project. Much cheaper than to get them.
+  virtual absl::StatusOr<std::set<std::string>> Unfinished(const std::vector<std::string>& ids) = 0;
 
   // For workers. OPERATION_NOT_FOUND.
   virtual absl::StatusOr<Job> Get(const std::string& id) = 0;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,6 +37,7 @@ class SqlJobStore final : public JobStore {
                                const std::string& page_token) override;
   absl::Status Delete(const std::string& project, const std::string& id) override;
   absl::StatusOr<Job> RequestCancel(const std::string& project, const std::string& id) override;
+  absl::StatusOr<std::set<std::string>> Unfinished(const std::vector<std::string>& ids) override;
   absl::StatusOr<Job> Get(const std::string& id) override;
   absl::StatusOr<std::optional<Job>> Claim(const Claimant& claimant) override;
   absl::StatusOr<std::optional<Job>> NextInLine() override;

@@ -67,7 +67,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
   }
 
   void OnReadDone(bool ok) override {
-    context_.calls.Run([this, ok] { ok ? Take() : End(); });
+    context_.calls.RunTransfer([this, ok] { ok ? Take() : End(); });
   }
   void OnDone() override {
     --open_;
@@ -185,7 +185,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
       Finish(ToGrpcStatus(caller_.status()));
       return;
     }
-    context_.calls.Run([this, request] {
+    context_.calls.RunTransfer([this, request] {
       if (absl::Status status = Open(*request); !status.ok()) {
         Finish(ToGrpcStatus(status));
       } else {
@@ -201,7 +201,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
     }
     context_.metrics.Downloaded(message_.data().size());
     message_.clear_file();
-    context_.calls.Run([this] { offset_ == end_ ? Finish(grpc::Status::OK) : Send(); });
+    context_.calls.RunTransfer([this] { offset_ == end_ ? Finish(grpc::Status::OK) : Send(); });
   }
   void OnDone() override {
     if (caller_.ok()) {

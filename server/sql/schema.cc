@@ -110,6 +110,19 @@ const std::vector<std::string>& Migrations() {
         ) STRICT;
         CREATE INDEX requests_by_time ON requests (create_time);
       )sql",
+      R"sql(
+        -- Order of acceptance in the project, for page tokens: `sequence` would tell a project how much others do.
+        ALTER TABLE jobs ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+        UPDATE jobs SET number = sequence;
+        CREATE INDEX jobs_by_number ON jobs (project, number);
+        CREATE INDEX jobs_by_project_id ON jobs (project, id);  -- finds a project's job without coming across another's
+
+        CREATE TABLE job_numbers (
+          project TEXT PRIMARY KEY,
+          last INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO job_numbers (project, last) SELECT project, MAX(sequence) FROM jobs GROUP BY project;
+      )sql",
   };
   return *steps;
 }

@@ -23,6 +23,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "gtest/gtest.h"
 #include "modelpress/v1/compression.pb.h"
+#include "server/base/page_token.h"
 #include "tests/server/base/status_testing.h"
 #include "tests/server/base/store_harness.h"
 #include "tests/server/base/test_folder.h"
@@ -687,6 +688,54 @@ TEST_P(JobStoreConformance, ListsNewestFirstInPages) {
   ASSERT_OK_AND_ASSIGN(page, jobs().List(kProject, {}, 8, ""));
   EXPECT_EQ(page.jobs.size(), 8);
   EXPECT_EQ(page.next_page_token, "");
+}
+
+TEST_P(JobStoreConformance, PagesGoOnWhereTheirJobsWereDeleted) {
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", i)), ""));
+  }
+  ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List(kProject, {}, 2, ""));
+  EXPECT_THAT(Ids(page.jobs), ElementsAre("o5", "o4"));
+  for (const char* id : {"o5", "o4", "o3"}) {
+    ASSERT_OK(jobs().RequestCancel(kProject, id));
+    ASSERT_OK(jobs().Delete(kProject, id));
+  }
+  ASSERT_OK(jobs().Create(NewJob("onew"), ""));
+  ASSERT_OK_AND_ASSIGN(page, jobs().List(kProject, {}, 2, page.next_page_token));
+  EXPECT_THAT(Ids(page.jobs), ElementsAre("o2", "o1"));
+}
+
+TEST_P(JobStoreConformance, TellsWhichJobsAreUnfinished) {
+  std::vector<std::string> asked = {"none"};
+  for (int i = 0; i < 70; ++i) {
+    asked.push_back(absl::StrCat("o", i));
+    ASSERT_OK(jobs().Create(NewJob(asked.back()), ""));
+  }
+  ASSERT_EQ(ClaimId(), "o0");  // RUNNING
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "o2"));
+  ASSERT_OK(jobs().Delete(kProject, "o2"));
+  std::set<std::string> unfinished(asked.begin(), asked.end());
+  for (const char* id : {"none", "o1", "o2"}) {
+    unfinished.erase(id);
+  }
+  ASSERT_OK_AND_ASSIGN(std::set<std::string> told, jobs().Unfinished(asked));
+  EXPECT_EQ(told, unfinished);
+  ASSERT_OK_AND_ASSIGN(told, jobs().Unfinished({}));
+  EXPECT_TRUE(told.empty());
+}
+
+TEST_P(JobStoreConformance, PageTokensDoNotCountWhatOthersDo) {
+  MakeProjects({"q"});
+  ASSERT_OK(jobs().Create(NewJob("o1"), ""));
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_OK(jobs().Create(JobOf("q", absl::StrCat("q", i)), ""));
+  }
+  ASSERT_OK(jobs().Create(NewJob("o2"), ""));
+  ASSERT_OK_AND_ASSIGN(const JobPage page, jobs().List(kProject, {}, 1, ""));
+  ASSERT_OK_AND_ASSIGN(const std::string key,
+                       DecodePageToken(absl::StrCat("projects/", kProject, "/operations"), page.next_page_token));
+  EXPECT_EQ(key, "2");
 }
 
 TEST_P(JobStoreConformance, PageSizesAndTokensByTheRules) {

@@ -47,6 +47,9 @@ class UnreliableJobStore final : public JobStore {
   absl::StatusOr<Job> RequestCancel(const std::string& project, const std::string& id) override {
     return store_.RequestCancel(project, id);
   }
+  absl::StatusOr<std::set<std::string>> Unfinished(const std::vector<std::string>& ids) override {
+    return store_.Unfinished(ids);
+  }
   absl::StatusOr<Job> Get(const std::string& id) override {
     return Call<absl::StatusOr<Job>>("Get", [&] { return store_.Get(id); });
   }
