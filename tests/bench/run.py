@@ -412,8 +412,8 @@ class Bench:
         # Standard deviation of the Mann-Whitney statistic where both come from one distribution.
         noise = 1.96 * math.sqrt((2 * TENANCY_SAMPLES + 1) / 12) / TENANCY_SAMPLES
         table(
-            f"tenancy, {TENANCY_SAMPLES} calls of each kind by turns; aim: the share of pairs in which the first is the "
-            f"slower one cannot be told from chance, 0.500 +- {noise:.3f}",
+            f"tenancy, {TENANCY_SAMPLES} calls of each kind by turns; aim: the share of pairs in which the first is "
+            f"the slower one cannot be told from chance, 0.500 +- {noise:.3f}",
             ["", "another's", "nobody's", "ratio", "share slower"],
             rows,
         )

@@ -344,6 +344,10 @@ class Caller {
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
     const auto channel = grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
+    const double start = Now();
+    const bool connected = channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(60));
+    log_.Add("(connecting)", Now() - start,
+             connected ? grpc::Status::OK : grpc::Status(grpc::StatusCode::UNAVAILABLE, "timeout"));
     any_ = std::make_unique<grpc::GenericStub>(channel);
     compression_ = v1::Compression::NewStub(channel);
     workspaces_ = v1::Workspaces::NewStub(channel);
