@@ -210,15 +210,9 @@ int RunDaemon(const CommandLine& line) {
     LOG(ERROR) << "cannot start: " << daemon.status().message();
     return 1;
   }
-  const std::string& port_file = config.rpc().port_file();
   if (role == DaemonRole::kServe) {
     LOG(INFO) << "modelpressd " << MODELPRESS_VERSION << " serves on port " << (*daemon)->port()
               << " (--listen=" << options->listen << "), data in " << options->data_folder;
-    if (absl::Status written = port_file.empty() ? absl::OkStatus() : WritePortFile(port_file, (*daemon)->port());
-        !written.ok()) {
-      LOG(ERROR) << "cannot start: " << written.message();
-      return 1;
-    }
   } else {
     LOG(INFO) << "modelpressd " << MODELPRESS_VERSION << " works on the queue in " << options->data_folder;
   }
@@ -227,6 +221,13 @@ int RunDaemon(const CommandLine& line) {
   }
   if ((*daemon)->metrics_port() != 0) {
     LOG(INFO) << "metrics on port " << (*daemon)->metrics_port() << " (--metrics_listen=" << options->metrics_listen << ")";
+  }
+  // Last, so that whoever waits for it finds the other ports in the log.
+  if (const std::string& port_file = config.rpc().port_file(); role == DaemonRole::kServe && !port_file.empty()) {
+    if (absl::Status written = WritePortFile(port_file, (*daemon)->port()); !written.ok()) {
+      LOG(ERROR) << "cannot start: " << written.message();
+      return 1;
+    }
   }
   int signal = 0;
   sigwait(&stop_signals, &signal);

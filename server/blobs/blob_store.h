@@ -56,7 +56,8 @@ class BlobWriter {
   virtual absl::Status Append(absl::Span<const char> data) = 0;
   // Whether all bytes are there and have the announced digest: DIGEST_MISMATCH. Only Finish may follow.
   virtual absl::Status Verify() = 0;
-  // Verifies and makes the blob. DIGEST_MISMATCH discards the bytes. Durable when it returns.
+  // Verifies and makes the blob. DIGEST_MISMATCH discards the bytes. Durable when it returns. It takes the same time whether the
+  // content was here before or not; if it was, bytes may stay under the upload's id until DiscardUpload.
   virtual absl::Status Finish() = 0;
 };
 

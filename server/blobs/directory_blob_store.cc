@@ -202,14 +202,13 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
       MP_ASSIGN_OR_RETURN(UniqueFd lock, store_.LockNames());
       MP_RETURN_IF_ERROR(CheckName());
       // Replacing the content repairs what a disk may have damaged, but would take it from adopted files that are links to it.
-      const bool replace = !store_.IsLinked(expected_.sha256);
-      if (status.ok()) {
-        status = replace ? store_.Rename(file_, AT_FDCWD, path_, expected_) : absl::OkStatus();
+      if (status.ok() && !store_.IsLinked(expected_.sha256)) {
+        status = store_.Replace(file_, path_, expected_);
       }
       if (status.ok()) {
         status = store_.Touch(expected_.sha256);  // the last byte may have come long ago
       }
-      if (!status.ok() || !replace) {
+      if (!status.ok()) {
         unlink(path_.c_str());
       }
       MP_RETURN_IF_ERROR(status);
@@ -373,26 +372,13 @@ absl::StatusOr<BlobInfo> DirectoryBlobStore::Adopt(const std::string& folder, co
   BlobInfo blob;
   MP_ASSIGN_OR_RETURN(blob.size_bytes, HashFile(file.get(), path, hash, stop));
   blob.sha256 = hash.HexDigest();
-  bool synced = false;
-  while (true) {
-    MP_ASSIGN_OR_RETURN(bool exists, Contains(blob));
-    if (!exists && !synced) {
-      MP_RETURN_IF_ERROR(SyncData(file.get(), path));  // takes long; nobody else is to wait for it
-      synced = true;
-    }
+  // Without the lock: it takes long. Also where the content is here already, which nobody is to learn from the time it takes.
+  MP_RETURN_IF_ERROR(SyncData(file.get(), path));
+  {
     MP_ASSIGN_OR_RETURN(const UniqueFd lock, LockNames());
-    MP_ASSIGN_OR_RETURN(exists, Contains(blob));
-    if (exists) {
-      MP_RETURN_IF_ERROR(LinkBack(parent.get(), base, blob));
-      MP_RETURN_IF_ERROR(Touch(blob.sha256));
-      break;
-    }
-    if (synced) {
-      MP_RETURN_IF_ERROR(Link(file, parent.get(), base, blob));
-      MP_RETURN_IF_ERROR(Touch(blob.sha256));
-      break;
-    }
-    // It was removed between the two looks.
+    MP_ASSIGN_OR_RETURN(const bool exists, Contains(blob));
+    MP_RETURN_IF_ERROR(exists ? LinkBack(parent.get(), base, blob) : Link(file, parent.get(), base, blob));
+    MP_RETURN_IF_ERROR(Touch(blob.sha256));
   }
   // Also where it existed: whoever made it may not have come to this yet.
   MP_RETURN_IF_ERROR(SyncFolder(FanOutFolder(blob.sha256)));
@@ -471,6 +457,14 @@ absl::StatusOr<int64_t> DirectoryBlobStore::RemoveStrays(absl::Time cutoff) {
                                    [&prefix](const std::string& name) { return IsSha256Hex(prefix + name); }));
   }
   return removed;
+}
+
+absl::Status DirectoryBlobStore::Replace(const UniqueFd& file, const std::string& path, const BlobInfo& blob) {
+  const std::string blob_path = Path(blob.sha256);
+  if (renameat2(AT_FDCWD, path.c_str(), AT_FDCWD, blob_path.c_str(), RENAME_EXCHANGE) != 0) {
+    return Rename(file, AT_FDCWD, path, blob);  // there is none, or the file system cannot do this
+  }
+  return fchmod(file.get(), 0440) == 0 ? absl::OkStatus() : ErrnoError(errno, "make read-only", blob_path);
 }
 
 absl::Status DirectoryBlobStore::Rename(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob) {

@@ -33,6 +33,7 @@ namespace modelpress::server {
 namespace {
 
 constexpr int kBlockingThreads = 8;  // for disk and database; more only queue at the same disk
+constexpr int kTransferThreads = 8;  // for uploads and downloads, behind which short calls must not queue
 
 // For the last answers to leave and for clients to close their connections; those that do not are closed.
 constexpr int kConnectionGraceMs = 300;
@@ -145,7 +146,8 @@ absl::Status Daemon::StartRpc() {
     credentials = tls_->credentials();
   }
   executor_ = std::make_unique<Executor>(kBlockingThreads);
-  calls_.emplace(*executor_, *access_);
+  transfers_ = std::make_unique<Executor>(kTransferThreads);
+  calls_.emplace(*executor_, *transfers_, *access_);
   CostLimits limits;
   if (options_.admission.enabled) {
     MP_ASSIGN_OR_RETURN(const DiskSpace disk, DiskSpaceOf(options_.data_folder));
@@ -210,11 +212,12 @@ void Daemon::Stop() {
   }
   if (rpc_ != nullptr) {
     calls_->Drain();
-    events_->Notify();  // long polls look again and answer
+    events_->WakeAll();  // long polls look again and answer
     calls_->AwaitEnd(deadline - clock_.Elapsed());
     health_monitor_.reset();  // it knows the server's health service
     rpc_->Shutdown(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(kConnectionGraceMs, GPR_TIMESPAN)));
     rpc_.reset();
+    transfers_.reset();
     executor_.reset();
   }
   for (const auto& worker : workers_) {

@@ -107,12 +107,13 @@ class Daemon {
   std::vector<std::unique_ptr<Worker>> workers_;
   std::unique_ptr<AccessControl> access_;
   std::unique_ptr<TlsCredentials> tls_;
-  // Services before the executor: its tasks use them, so it ends first.
+  // Services before the executors: their tasks use them, so these end first.
   std::optional<Calls> calls_;
   std::optional<CompressionService> compression_;
   std::optional<WorkspacesService> workspaces_service_;
   std::optional<OperationsService> operations_;
   std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Executor> transfers_;
   std::unique_ptr<grpc::Server> rpc_;
   std::unique_ptr<HealthServer> health_;
   std::unique_ptr<HealthMonitor> health_monitor_;

@@ -1,6 +1,7 @@
 #include "server/jobs/job_events.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -37,15 +38,32 @@ void JobEvents::Notify() {
 }
 
 uint64_t JobEvents::Await(uint64_t seen, absl::Duration timeout, std::function<void()> wake) {
+  return Add({"", false, seen, SteadyNow() + timeout, std::move(wake)});
+}
+
+uint64_t JobEvents::AwaitEnd(const std::string& job, uint64_t seen, absl::Duration timeout, std::function<void()> wake) {
+  return Add({job, false, seen, SteadyNow() + timeout, std::move(wake)});
+}
+
+uint64_t JobEvents::Add(Waiter waiter) {
   uint64_t ticket = 0;
   {
     std::lock_guard lock(mutex_);
     ticket = ++last_ticket_;
-    waiters_.emplace(ticket, Waiter{seen, SteadyNow() + timeout, std::move(wake)});
+    waiters_.emplace(ticket, std::move(waiter));
     work_ = true;
   }
   changed_.notify_one();
   return ticket;
+}
+
+void JobEvents::WakeAll() {
+  {
+    std::lock_guard lock(mutex_);
+    all_woken_ = ++generation_;
+    work_ = true;
+  }
+  changed_.notify_one();
 }
 
 void JobEvents::Wake(uint64_t ticket) {
@@ -66,9 +84,36 @@ void JobEvents::Cancel(uint64_t ticket) {
   waiters_.erase(ticket);
 }
 
+// The lock is not held while the store is asked: waiters may come and go, and generation_ may grow, meanwhile.
+void JobEvents::AskForEnds(std::unique_lock<std::mutex>& lock) {
+  std::vector<uint64_t> tickets;
+  std::vector<std::string> jobs;
+  for (const auto& [ticket, waiter] : waiters_) {
+    if (!waiter.job.empty() && !waiter.ended && waiter.seen != generation_ && waiter.seen >= all_woken_) {
+      tickets.push_back(ticket);
+      jobs.push_back(waiter.job);
+    }
+  }
+  if (jobs.empty()) {
+    return;
+  }
+  const uint64_t seen = generation_;
+  lock.unlock();
+  const absl::StatusOr<std::set<std::string>> unfinished = store_.Unfinished(jobs);
+  lock.lock();
+  for (const uint64_t ticket : tickets) {
+    if (auto it = waiters_.find(ticket); it != waiters_.end()) {
+      it->second.ended = !unfinished.ok() || !unfinished->contains(it->second.job);
+      it->second.seen = std::max(it->second.seen, seen);
+    }
+  }
+}
+
 void JobEvents::WakeDue(absl::Duration now) {
   for (auto it = waiters_.begin(); it != waiters_.end();) {
-    if (it->second.seen != generation_ || it->second.deadline <= now) {
+    const Waiter& waiter = it->second;
+    const bool changed = waiter.job.empty() ? waiter.seen != generation_ : waiter.ended;
+    if (changed || waiter.seen < all_woken_ || waiter.deadline <= now) {
       it->second.wake();
       it = waiters_.erase(it);
     } else {
@@ -97,6 +142,7 @@ void JobEvents::Loop() {
         ++generation_;
       }
     }
+    AskForEnds(lock);
     WakeDue(SteadyNow());
     auto due = [this] { return stopping_ || work_; };
     if (waiters_.empty()) {

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 
 #include "absl/time/time.h"
@@ -35,6 +36,11 @@ class JobEvents {
   // watcher's thread with a lock held and must only hand on: no blocking, no call to this class. Returns a ticket for Wake and
   // Cancel.
   uint64_t Await(uint64_t seen, absl::Duration timeout, std::function<void()> wake);
+  // As Await, for the end of one job: other changes do not wake it. Many may wait at little cost: after a change the store is
+  // asked once for all of them. Where it cannot be asked, they are woken.
+  uint64_t AwaitEnd(const std::string& job, uint64_t seen, absl::Duration timeout, std::function<void()> wake);
+  // Wakes everybody who waits, and who calls Await or AwaitEnd with what was seen before.
+  void WakeAll();
   // Wakes one waiter now; nothing if it was woken already.
   void Wake(uint64_t ticket);
   // Forgets one waiter: `wake` does not run any more, nor runs still, when this returns.
@@ -42,12 +48,16 @@ class JobEvents {
 
  private:
   struct Waiter {
-    uint64_t seen;
+    std::string job;          // empty: waits for any change
+    bool ended;               // the job
+    uint64_t seen;            // for a job: the store was asked since
     absl::Duration deadline;  // as SteadyNow()
     std::function<void()> wake;
   };
 
+  uint64_t Add(Waiter waiter);
   void Loop();
+  void AskForEnds(std::unique_lock<std::mutex>& lock);
   void WakeDue(absl::Duration now);
 
   JobStore& store_;
@@ -55,6 +65,7 @@ class JobEvents {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   uint64_t generation_ = 1;
+  uint64_t all_woken_ = 0;  // generation of the last WakeAll
   uint64_t last_ticket_ = 0;
   bool work_ = false;  // something happened that the watcher must look at before its next poll
   bool stopping_ = false;

@@ -18,6 +18,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -138,6 +139,9 @@ class JobStore {
   // PENDING becomes CANCELLED at once, RUNNING becomes CANCELLING; a finished job stays as it is. OPERATION_NOT_FOUND.
   virtual absl::StatusOr<Job> RequestCancel(const std::string& project, const std::string& id) = 0;
 
+  // Those of the ids that are of unfinished jobs, of whatever project. Much cheaper than to get them.
+  virtual absl::StatusOr<std::set<std::string>> Unfinished(const std::vector<std::string>& ids) = 0;
+
   // For workers. OPERATION_NOT_FOUND.
   virtual absl::StatusOr<Job> Get(const std::string& id) = 0;
   // Takes a PENDING job: RUNNING, attempt + 1, under a lease. Nothing to do: nullopt.
@@ -161,8 +165,12 @@ class JobStore {
   virtual absl::Status Requeue(const std::string& id, int attempt, bool failed) = 0;
   // Jobs held under a lease, whoever holds it.
   virtual absl::StatusOr<std::vector<Job>> Leased() = 0;
-  // Forgets up to `limit` jobs that ended before `ended_before`, those that ended first first. Returns how many.
+  // Forgets up to `limit` jobs that ended before `ended_before`, those that ended first first. Returns how many. A job that came
+  // after one which was accepted since then is younger than its times say (somebody set the clock), and stays.
   virtual absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) = 0;
+  // Forgets up to `limit` request ids, of operations and of workspaces, that came before `came_before`: they are new again.
+  // Returns how many. What came after a younger one stays, as with jobs.
+  virtual absl::StatusOr<int64_t> ForgetRequests(absl::Time came_before, int limit) = 0;
   // (method, state) -> count of all jobs, for metrics.
   virtual absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() = 0;
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <compare>
+#include <cstdint>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -113,21 +115,23 @@ absl::Status NotFound(const std::string& id) {
   return MakeError(v1::OPERATION_NOT_FOUND, absl::StrCat("there is no operation operations/", id));
 }
 
-absl::StatusOr<Job> ReadJobById(Connection& connection, const std::string& id) {
-  MP_ASSIGN_OR_RETURN(std::vector<Job> jobs, ReadJobs(connection, "id = ?1", {id}));
+absl::StatusOr<Job> ReadJob(Connection& connection, const std::string& id, const std::string& condition,
+                            const std::vector<SqlValue>& values) {
+  MP_ASSIGN_OR_RETURN(std::vector<Job> jobs, ReadJobs(connection, condition, values));
   if (jobs.empty()) {
     return NotFound(id);
   }
   return std::move(jobs.front());
 }
 
-// The same for whoever speaks for `project`: another's job does not exist.
+absl::StatusOr<Job> ReadJobById(Connection& connection, const std::string& id) {
+  return ReadJob(connection, id, "id = ?1", {id});
+}
+
+// The same for whoever speaks for `project`: another's job does not exist. Nor is it come across, which would take time: BETWEEN
+// has SQLite look into the index of the project's ids, where it would prefer that of all ids.
 absl::StatusOr<Job> ReadJobOf(Connection& connection, const std::string& project, const std::string& id) {
-  MP_ASSIGN_OR_RETURN(Job job, ReadJobById(connection, id));
-  if (job.project != project) {
-    return NotFound(id);
-  }
-  return job;
+  return ReadJob(connection, id, "project = ?1 AND id BETWEEN ?2 AND ?2", {project, id});
 }
 
 absl::StatusOr<std::string> WorkspaceId(const std::string& name) {
@@ -204,19 +208,32 @@ absl::Status RequirePending(Connection& connection, const Quotas& quotas, const 
   return statement.Integer(0) >= limit ? QuotaExceeded("pending", limit, statement.Integer(0), 1) : absl::OkStatus();
 }
 
+// Never the same again, so that a page token does not come to mean another place when jobs are deleted.
+absl::StatusOr<int64_t> NextNumber(Connection& connection, const std::string& project) {
+  MP_ASSIGN_OR_RETURN(Statement statement,
+                      connection.Query("INSERT INTO job_numbers (project, last) VALUES (?1, 1)"
+                                       " ON CONFLICT (project) DO UPDATE SET last = job_numbers.last + 1 RETURNING last",
+                                       {project}));
+  MP_RETURN_IF_ERROR(statement.Step().status());
+  const int64_t number = statement.Integer(0);
+  MP_RETURN_IF_ERROR(statement.Step().status());  // to its end
+  return number;
+}
+
 // Stores a job that nobody has worked on. Returns its sequence.
 absl::StatusOr<int64_t> Insert(Connection& connection, const Job& job, const WorkspaceKey& workspace, State state, absl::Time now,
                                const v1::OperationMetadata& details) {
+  MP_ASSIGN_OR_RETURN(const int64_t number, NextNumber(connection, workspace.project));
   int64_t sequence = 0;
   {
     MP_ASSIGN_OR_RETURN(
         Statement statement,
         connection.Query(
             "INSERT INTO jobs (id, project, workspace, method, state, attempt, create_time, memory_bytes, disk_bytes,"
-            " cache_key, trace_parent) VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9, ?10) RETURNING sequence",
+            " cache_key, trace_parent, number) VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING sequence",
             {job.id, workspace.project, workspace.id, job.metadata.method(), static_cast<int64_t>(state), absl::ToUnixMicros(now),
              ToColumn(job.cost.memory_bytes), ToColumn(job.cost.disk_bytes), TextOrNull(job.cache_key),
-             TextOrNull(job.trace_parent)}));
+             TextOrNull(job.trace_parent), number}));
     MP_RETURN_IF_ERROR(statement.Step().status());
     sequence = statement.Integer(0);
     MP_RETURN_IF_ERROR(statement.Step().status());  // to its end
@@ -341,6 +358,18 @@ absl::Status InsertCached(Connection& connection, const Quotas& quotas, const Jo
              ToBlob(response), std::monostate());
 }
 
+// ---- List -------------------------------------------------------------------------------------------------------------------
+
+// The sequence before which the jobs of the project come whose number is less than the token's. The job of that number may be
+// gone. Tokens do not hold the sequence itself: everybody can read them, and it counts what all projects do.
+absl::StatusOr<int64_t> PositionOf(Connection& connection, const std::string& project, int64_t number) {
+  MP_ASSIGN_OR_RETURN(Statement statement,
+                      connection.Query("SELECT sequence FROM jobs WHERE project = ?1 AND number >= ?2 ORDER BY number LIMIT 1",
+                                       {project, number}));
+  MP_ASSIGN_OR_RETURN(const bool found, statement.Step());
+  return found ? statement.Integer(0) : INT64_MAX;
+}
+
 // ---- Claim ------------------------------------------------------------------------------------------------------------------
 
 // The job whose turn it is; 0: none. Hops from project to project in the index, so that a long queue costs no more than a short
@@ -395,8 +424,7 @@ absl::StatusOr<Job> SqlJobStore::Create(const Job& job, const std::string& reque
   Job created;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     const absl::Time now = clock_.Now();
-    MP_ASSIGN_OR_RETURN(std::string id,
-                        FindRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, now));
+    MP_ASSIGN_OR_RETURN(std::string id, FindRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint));
     if (id.empty()) {
       id = job.id;
       MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
@@ -463,21 +491,23 @@ absl::StatusOr<JobPage> SqlJobStore::List(const std::string& project, const JobF
     absl::StrAppend(&scope, " done=", static_cast<int>(*filter.done));
     absl::StrAppend(&condition, " AND ", *filter.done ? kFinal : kUnfinished);
   }
+  int64_t number = INT64_MAX;
   if (!page_token.empty()) {
     MP_ASSIGN_OR_RETURN(const std::string key, DecodePageToken(scope, page_token));
-    int64_t sequence = 0;
-    std::from_chars(key.data(), key.data() + key.size(), sequence);  // we wrote it
-    values[0] = sequence;
+    std::from_chars(key.data(), key.data() + key.size(), number);  // we wrote it
   }
   absl::StrAppend(&condition, " ORDER BY sequence DESC LIMIT ", size + 1);  // one more tells whether there is another page
   JobPage page;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    if (!page_token.empty()) {
+      MP_ASSIGN_OR_RETURN(values[0], PositionOf(connection, project, number));
+    }
     MP_ASSIGN_OR_RETURN(page.jobs, ReadJobs(connection, condition, values));
     if (page.jobs.size() <= static_cast<size_t>(size)) {
       return absl::OkStatus();
     }
     page.jobs.pop_back();
-    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT sequence FROM jobs WHERE id = ?1", {page.jobs.back().id}));
+    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT number FROM jobs WHERE id = ?1", {page.jobs.back().id}));
     MP_RETURN_IF_ERROR(statement.Step().status());
     page.next_page_token = EncodePageToken(scope, absl::StrCat(statement.Integer(0)));
     return absl::OkStatus();
@@ -487,16 +517,13 @@ absl::StatusOr<JobPage> SqlJobStore::List(const std::string& project, const JobF
 
 absl::Status SqlJobStore::Delete(const std::string& project, const std::string& id) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(
-        int64_t deleted,
-        connection.Execute(absl::StrCat("DELETE FROM jobs WHERE project = ?1 AND id = ?2 AND ", kFinal), {project, id}));
-    if (deleted == 0) {
-      MP_ASSIGN_OR_RETURN(Job job, ReadJobOf(connection, project, id));
+    MP_ASSIGN_OR_RETURN(const Job job, ReadJobOf(connection, project, id));
+    if (!job.done()) {
       return MakeError(v1::OPERATION_RUNNING,
                        absl::StrCat("operations/", id, " is ", v1::OperationMetadata::State_Name(job.metadata.state()),
                                     "; cancel it or wait for its end before deleting it"));
     }
-    return absl::OkStatus();
+    return connection.Execute("DELETE FROM jobs WHERE id = ?1", {id}).status();
   });
 }
 
@@ -526,6 +553,35 @@ absl::StatusOr<Job> SqlJobStore::RequestCancel(const std::string& project, const
     return absl::OkStatus();
   }));
   return job;
+}
+
+absl::StatusOr<std::set<std::string>> SqlJobStore::Unfinished(const std::vector<std::string>& ids) {
+  constexpr size_t kIds = 32;  // to a statement; the last one fills the rest
+  std::string sql = absl::StrCat("SELECT id FROM jobs WHERE ", kUnfinished, " AND id IN (");
+  for (size_t i = 1; i <= kIds; ++i) {
+    absl::StrAppend(&sql, i == 1 ? "?" : ", ?", i);
+  }
+  sql += ")";
+  std::set<std::string> unfinished;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    for (size_t begin = 0; begin < ids.size(); begin += kIds) {
+      std::vector<SqlValue> values;
+      values.reserve(kIds);
+      for (size_t i = 0; i < kIds; ++i) {
+        values.emplace_back(ids[std::min(begin + i, ids.size() - 1)]);
+      }
+      MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(sql, values));
+      while (true) {
+        MP_ASSIGN_OR_RETURN(const bool row, statement.Step());
+        if (!row) {
+          break;
+        }
+        unfinished.insert(statement.Bytes(0));
+      }
+    }
+    return absl::OkStatus();
+  }));
+  return unfinished;
 }
 
 absl::StatusOr<std::optional<Job>> SqlJobStore::Claim(const Claimant& claimant) {
@@ -639,11 +695,26 @@ absl::StatusOr<std::vector<Job>> SqlJobStore::Leased() {
 }
 
 absl::StatusOr<int64_t> SqlJobStore::ForgetFinished(absl::Time ended_before, int limit) {
+  return Forget("jobs", "end_time", ended_before, limit);
+}
+
+absl::StatusOr<int64_t> SqlJobStore::ForgetRequests(absl::Time came_before, int limit) {
+  return Forget("requests", "create_time", came_before, limit);
+}
+
+absl::StatusOr<int64_t> SqlJobStore::Forget(absl::string_view table, absl::string_view time, absl::Time before, int limit) {
+  // What is said to be older than something that came before it, was written under a clock that was behind: its age is unknown.
+  // What is of the future, under one that was ahead: it tells nothing of others.
+  const std::string first_young =
+      absl::StrCat("SELECT sequence FROM ", table, " WHERE create_time >= ?1 AND create_time <= ?3 ORDER BY sequence LIMIT 1");
   int64_t forgotten = 0;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(forgotten, connection.Execute("DELETE FROM jobs WHERE sequence IN (SELECT sequence FROM jobs"
-                                                      " WHERE end_time < ?1 ORDER BY end_time, sequence LIMIT ?2)",
-                                                      {absl::ToUnixMicros(ended_before), static_cast<int64_t>(limit)}));
+    MP_ASSIGN_OR_RETURN(
+        forgotten, connection.Execute(absl::StrCat("DELETE FROM ", table, " WHERE sequence IN (SELECT sequence FROM ", table,
+                                                   " WHERE ", time, " < ?1 AND sequence < COALESCE((", first_young,
+                                                   "), ?4) ORDER BY ", time, ", sequence LIMIT ?2)"),
+                                      {absl::ToUnixMicros(before), static_cast<int64_t>(limit), absl::ToUnixMicros(clock_.Now()),
+                                       std::numeric_limits<int64_t>::max()}));
     return absl::OkStatus();
   }));
   return forgotten;

@@ -22,8 +22,9 @@ namespace modelpress::server {
 // that come in meanwhile as CANCELLED, which clients do not retry. Thread-safe.
 class Calls {
  public:
-  // Both must outlive this.
-  Calls(Executor& executor, AccessControl& access) : executor_(executor), access_(access) {}
+  // All must outlive this.
+  Calls(Executor& executor, Executor& transfers, AccessControl& access)
+      : executor_(executor), transfers_(transfers), access_(access) {}
 
   // A call begins, for which its caller needs the role `needed`; every OK wants one Leave. Errors as AccessControl::Admit;
   // SERVER_DRAINING once Drain was called.
@@ -38,11 +39,14 @@ class Calls {
   // Returns when those that run have ended, after `patience` at the latest.
   void AwaitEnd(absl::Duration patience);
 
-  // Runs what may block.
+  // Runs what may block for moments: a look at the database, a change of it.
   void Run(std::function<void()> task) { executor_.Run(std::move(task)); }
+  // Runs a step of a stream of bytes, which may take much longer and hold up other streams only.
+  void RunTransfer(std::function<void()> task) { transfers_.Run(std::move(task)); }
 
  private:
   Executor& executor_;
+  Executor& transfers_;
   AccessControl& access_;
   CallRecords records_;
   mutable std::mutex mutex_;

@@ -13,7 +13,8 @@
 #include "server/rpc/unary.h"
 
 namespace modelpress::server {
-// Looks at the job after every change of the store, on the executor; between looks it holds no thread. Made after Enter.
+// Looks at the job when the call begins and when it is to end, on the executor; between looks it holds no thread. Made after
+// Enter.
 class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
  public:
   WaitReactor(OperationsService& service, Caller caller, std::string id, absl::Duration deadline,
@@ -40,7 +41,7 @@ class OperationsService::WaitReactor final : public grpc::ServerUnaryReactor {
       std::lock_guard lock(mutex_);
       const absl::Duration rest = deadline_ - SteadyNow();
       if (job.ok() && !job->done() && !cancelled_ && !service_.calls_.draining() && rest > absl::ZeroDuration()) {
-        ticket_ = service_.events_.Await(seen, rest, [this] { service_.calls_.Run([this] { Look(); }); });
+        ticket_ = service_.events_.AwaitEnd(id_, seen, rest, [this] { service_.calls_.Run([this] { Look(); }); });
         return;
       }
     }

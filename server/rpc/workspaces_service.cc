@@ -67,7 +67,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
   }
 
   void OnReadDone(bool ok) override {
-    context_.calls.Run([this, ok] { ok ? Take() : End(); });
+    context_.calls.RunTransfer([this, ok] { ok ? Take() : End(); });
   }
   void OnDone() override {
     --open_;
@@ -185,7 +185,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
       Finish(ToGrpcStatus(caller_.status()));
       return;
     }
-    context_.calls.Run([this, request] {
+    context_.calls.RunTransfer([this, request] {
       if (absl::Status status = Open(*request); !status.ok()) {
         Finish(ToGrpcStatus(status));
       } else {
@@ -201,7 +201,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
     }
     context_.metrics.Downloaded(message_.data().size());
     message_.clear_file();
-    context_.calls.Run([this] { offset_ == end_ ? Finish(grpc::Status::OK) : Send(); });
+    context_.calls.RunTransfer([this] { offset_ == end_ ? Finish(grpc::Status::OK) : Send(); });
   }
   void OnDone() override {
     if (caller_.ok()) {
@@ -348,13 +348,20 @@ grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerCon
           absl::StrCat("a file of ", request->size_bytes(), " bytes was announced; at most ", kMaxFileSize, " are allowed"),
           {.field = "size_bytes"});
     }
-    MP_ASSIGN_OR_RETURN(const UploadRow row,
-                        context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
-                                                                .workspace = {caller.project, name.workspace},
-                                                                .path = name.path,
-                                                                .sha256 = request->sha256(),
-                                                                .size_bytes = request->size_bytes()}));
-    MP_ASSIGN_OR_RETURN(*response, Look(context_, row));
+    const WorkspaceKey workspace{caller.project, name.workspace};
+    MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
+                                                                                     .workspace = workspace,
+                                                                                     .path = name.path,
+                                                                                     .sha256 = request->sha256(),
+                                                                                     .size_bytes = request->size_bytes()}));
+    absl::StatusOr<v1::Upload> upload = Look(context_, row);
+    if (ReasonOf(upload.status()) == v1::UPLOAD_NOT_FOUND) {  // another call has ended it since it was found
+      const absl::StatusOr<FileRow> file = context_.workspaces.GetFile(workspace, name.path);
+      if (file.ok() && file->sha256 == row.sha256 && file->size_bytes == row.size_bytes) {
+        upload = UploadProto(row, row.size_bytes, /*complete=*/true);
+      }
+    }
+    MP_ASSIGN_OR_RETURN(*response, std::move(upload));
     return absl::OkStatus();
   });
 }

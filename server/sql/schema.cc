@@ -99,15 +99,29 @@ const std::vector<std::string>& Migrations() {
         ) STRICT;
 
         CREATE TABLE requests (
+          sequence INTEGER PRIMARY KEY AUTOINCREMENT,
           project TEXT NOT NULL,
           kind INTEGER NOT NULL,
           request_id TEXT NOT NULL,
           fingerprint TEXT NOT NULL,
           resource TEXT NOT NULL,
           create_time INTEGER NOT NULL,
-          PRIMARY KEY (project, kind, request_id)
-        ) STRICT, WITHOUT ROWID;
+          UNIQUE (project, kind, request_id)
+        ) STRICT;
         CREATE INDEX requests_by_time ON requests (create_time);
+      )sql",
+      R"sql(
+        -- Order of acceptance in the project, for page tokens: `sequence` would tell a project how much others do.
+        ALTER TABLE jobs ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+        UPDATE jobs SET number = sequence;
+        CREATE INDEX jobs_by_number ON jobs (project, number);
+        CREATE INDEX jobs_by_project_id ON jobs (project, id);  -- finds a project's job without coming across another's
+
+        CREATE TABLE job_numbers (
+          project TEXT PRIMARY KEY,
+          last INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO job_numbers (project, last) SELECT project, MAX(sequence) FROM jobs GROUP BY project;
       )sql",
   };
   return *steps;
@@ -190,12 +204,10 @@ absl::Status LinkFile(Connection& connection, const WorkspaceKey& workspace, con
 }
 
 absl::StatusOr<std::string> FindRequest(Connection& connection, const std::string& project, RequestKind kind,
-                                        const std::string& request_id, const std::string& fingerprint, absl::Time now) {
+                                        const std::string& request_id, const std::string& fingerprint) {
   if (request_id.empty()) {
     return std::string();
   }
-  MP_RETURN_IF_ERROR(
-      connection.Execute("DELETE FROM requests WHERE create_time < ?1", {absl::ToUnixMicros(now - kRequestIdLifetime)}).status());
   MP_ASSIGN_OR_RETURN(
       Statement statement,
       connection.Query("SELECT fingerprint, resource FROM requests WHERE project = ?1 AND kind = ?2 AND request_id = ?3",

@@ -8,15 +8,17 @@ checked by nobody but the reader.
 from __future__ import annotations
 
 import argparse
+import bisect
 import hashlib
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ sys.path.insert(1, str(Path(__file__).parents[2] / "examples"))
 
 from tests.bench import accuracy, calibration, make_models
 from tests.bench.service import service
+from tests.e2e.postgres_process import PostgresProcess
 from tests.e2e.server_process import GOLDEN_SAVE, ServerProcess
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 MB = 1e6
 TINY_JOBS = 100
+TENANCY_SAMPLES = 500
 ENGINE_REPEATS = 5
 LOAD = {"jobs": 500, "pollers": 200, "uploads": 8, "megabytes": 128}
 GOLDEN_TORCHVISION = Path(__file__).parents[1] / "golden" / "prune" / "torchvision"
@@ -63,6 +67,18 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 def ms(seconds: float) -> str:
     """Seconds as milliseconds."""
     return f"{seconds * 1e3:.1f} ms"
+
+
+def us(seconds: float) -> str:
+    """Seconds as microseconds."""
+    return f"{seconds * 1e6:.0f} us"
+
+
+def slower_share(first: Sequence[float], second: Sequence[float]) -> float:
+    """In what share of all pairs the one of `first` is greater; those that are equal count half. 0.5: neither."""
+    ordered = sorted(second)
+    below = sum(bisect.bisect_left(ordered, value) + bisect.bisect_right(ordered, value) for value in first)
+    return below / (2 * len(first) * len(second))
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
@@ -103,9 +119,12 @@ class Bench:
         self.options = options
 
     @contextmanager
-    def server(self) -> Iterator[tuple[ServerProcess, Path]]:
+    def server(self, *flags: str) -> Iterator[tuple[ServerProcess, Path]]:
         """Runs modelpressd on an empty data directory; gives it and a folder for temporary files."""
-        with tempfile.TemporaryDirectory(dir=self.cache, prefix="server-") as name, ServerProcess(Path(name)) as server:
+        with (
+            tempfile.TemporaryDirectory(dir=self.cache, prefix="server-") as name,
+            ServerProcess(Path(name), *flags) as server,
+        ):
             yield server, Path(name)
 
     @contextmanager
@@ -314,7 +333,11 @@ class Bench:
         ]
         results: Result = {}
         memory: list[float] = []
-        with self.server() as (server, work):
+        with ExitStack() as stack:
+            database = []
+            if self.options.postgres:
+                database = [f"--database={stack.enter_context(PostgresProcess()).new_database()}"]
+            server, work = stack.enter_context(self.server(*database))
             command = ["service_bench", "load", f"--target={server.target}", f"--work_folder={work}", *case]
             results["idle"] = run_json(*command, "--jobs=20", "--pollers=2", "--uploads=1", "--megabytes=128")
             with memory_of(server.pid) as memory:
@@ -349,6 +372,53 @@ class Bench:
                 print(f"  refused: {method}: {count} x {message}")
         return results | {"memory_mb": memory}
 
+    def tenancy(self) -> Result:
+        """Compares what calls take on things of another project and on things that nobody has."""
+        with tempfile.TemporaryDirectory(dir=self.cache, prefix="tenancy-") as folder:
+            tokens, entries = [], []
+            for project in ("alpha", "beta"):
+                made = subprocess.run(
+                    ["modelpressd", "create-token", "--principal=x", f"--project={project}", "--role=writer"],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
+                token, entry = made.stdout.split("\n", 1)
+                tokens.append(token)
+                entries.append(entry)
+            credentials = Path(folder) / "credentials"
+            credentials.write_text("".join(entries))
+            with self.server(f"--credentials_file={credentials}") as (server, _):
+                result: Result = run_json(
+                    "service_bench",
+                    "tenancy",
+                    f"--target={server.target}",
+                    f"--token={tokens[0]}",
+                    f"--other_token={tokens[1]}",
+                    f"--samples={TENANCY_SAMPLES}",
+                )
+        rows = []
+        for name, seconds in result.items():
+            there, nothing = (statistics.median(seconds[kind]) for kind in ("there", "nothing"))
+            rows.append(
+                [
+                    name,
+                    us(there),
+                    us(nothing),
+                    f"{there / nothing:.3f}",
+                    f"{slower_share(seconds['there'], seconds['nothing']):.3f}",
+                ]
+            )
+        # Standard deviation of the Mann-Whitney statistic where both come from one distribution.
+        noise = 1.96 * math.sqrt((2 * TENANCY_SAMPLES + 1) / 12) / TENANCY_SAMPLES
+        table(
+            f"tenancy, {TENANCY_SAMPLES} calls of each kind by turns; aim: the share of pairs in which the first is "
+            f"the slower one cannot be told from chance, 0.500 +- {noise:.3f}",
+            ["", "another's", "nobody's", "ratio", "share slower"],
+            rows,
+        )
+        return result
+
     def kernels(self) -> Result:
         """Gives the bytes per second of the SIMD loops beside memcpy."""
         result: Result = run_json("kernels_bench", "--benchmark_format=json", "--benchmark_min_time=0.2s")
@@ -377,6 +447,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Result]] = {
     "tiny": Bench.tiny,
     "polls": Bench.polls,
     "load": Bench.load,
+    "tenancy": Bench.tenancy,
     "accuracy": Bench.accuracy,
     "calibration": Bench.calibration,
 }
@@ -389,6 +460,7 @@ def main() -> None:
     parser.add_argument(
         "--json", action="store_true", help="print every single measurement as JSON, and the tables to stderr"
     )
+    parser.add_argument("--postgres", action="store_true", help="load: with PostgreSQL instead of SQLite")
     networks = parser.add_argument_group("accuracy and calibration")
     networks.add_argument("--data", type=Path, help="folder with networks and data (docs/benchmarks.md)")
     networks.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="only these")

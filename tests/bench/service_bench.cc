@@ -8,10 +8,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,6 +23,8 @@
 #include "client/cpp/sha256.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/create_channel.h"
+#include "grpcpp/generic/generic_stub.h"
+#include "grpcpp/support/byte_buffer.h"
 #include "modelpress/v1/workspaces.grpc.pb.h"
 #include "nlohmann/json.hpp"
 
@@ -173,6 +177,9 @@ struct Settings {
   double seconds = 3;
   int pollers = 200;
   int uploads = 8;
+  int samples = 400;
+  std::string token;
+  std::string other_token;
 };
 
 // Seconds of each repeat: gRPC alone, the server's streams with the same client code, and whole calls of the client library
@@ -337,6 +344,11 @@ class Caller {
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
     const auto channel = grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
+    const double start = Now();
+    const bool connected = channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(60));
+    log_.Add("(connecting)", Now() - start,
+             connected ? grpc::Status::OK : grpc::Status(grpc::StatusCode::UNAVAILABLE, "timeout"));
+    any_ = std::make_unique<grpc::GenericStub>(channel);
     compression_ = v1::Compression::NewStub(channel);
     workspaces_ = v1::Workspaces::NewStub(channel);
     operations_ = google::longrunning::Operations::NewStub(channel);
@@ -368,6 +380,17 @@ class Caller {
       return operations_->ListOperations(context, request, answer);
     });
   }
+  // The least that this server answers: no look at who calls, nothing read, an answer of two bytes.
+  void CheckHealth() {
+    const grpc::Slice empty;
+    const grpc::ByteBuffer request(&empty, 1);
+    Call<grpc::ByteBuffer>("Health.Check (does nothing)", [&](auto* context, auto* answer) {
+      std::promise<grpc::Status> done;
+      any_->UnaryCall(context, "/grpc.health.v1.Health/Check", grpc::StubOptions(), &request, answer,
+                      [&done](grpc::Status status) { done.set_value(std::move(status)); });
+      return done.get_future().get();
+    });
+  }
   void Upload(const std::string& path, const std::string& name) {
     v1::StartUploadRequest request;
     request.set_file(name);
@@ -392,6 +415,7 @@ class Caller {
   }
 
   CallLog& log_;
+  std::unique_ptr<grpc::GenericStub> any_;
   std::unique_ptr<v1::Compression::Stub> compression_;
   std::unique_ptr<v1::Workspaces::Stub> workspaces_;
   std::unique_ptr<google::longrunning::Operations::Stub> operations_;
@@ -415,6 +439,7 @@ ordered_json Load(const Settings& settings) {
   std::atomic<int> unfinished = settings.pollers;
   std::atomic<int> failed = 0;
   std::vector<std::thread> threads;
+  threads.reserve(settings.pollers + settings.uploads + 2);
   for (int i = 0; i < settings.pollers; ++i) {
     threads.emplace_back([&, i] {
       Caller caller(settings.target, log);
@@ -442,13 +467,15 @@ ordered_json Load(const Settings& settings) {
       std::filesystem::remove(path);
     });
   }
-  threads.emplace_back([&] {
-    Caller caller(settings.target, log);
-    while (unfinished > 0) {
-      caller.List();
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    }
-  });
+  for (void (Caller::*call)() : {&Caller::List, &Caller::CheckHealth}) {
+    threads.emplace_back([&, call] {
+      Caller caller(settings.target, log);
+      while (unfinished > 0) {
+        (caller.*call)();
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      }
+    });
+  }
   for (std::thread& thread : threads) {
     thread.join();
   }
@@ -457,6 +484,215 @@ ordered_json Load(const Settings& settings) {
           {"submit_seconds", submitted},
           {"seconds", Now() - start},
           {"calls", log.AsJson()}};
+}
+
+// ---- tenancy ----------------------------------------------------------------------------------------------------------------
+
+// Somebody of a project, by their token. Every call has to end as expected, else the wrong thing would be measured.
+class Member {
+ public:
+  Member(const std::string& target, std::string token) : token_(std::move(token)) {
+    const auto channel = grpc::CreateChannel(target, grpc::InsecureChannelCredentials());
+    compression_ = v1::Compression::NewStub(channel);
+    workspaces_ = v1::Workspaces::NewStub(channel);
+    operations_ = google::longrunning::Operations::NewStub(channel);
+  }
+
+  template <typename Answer, typename Stub, typename Request>
+  Answer Call(Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Answer*), const Request& request,
+              grpc::StatusCode expected = grpc::StatusCode::OK) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + token_);
+    Answer answer;
+    Expect(expected, (stub.*method)(&context, request, &answer));
+    return answer;
+  }
+
+  v1::Workspace CreateWorkspace(const std::string& id) {
+    v1::CreateWorkspaceRequest request;
+    request.set_workspace_id(id);
+    return Call(*workspaces_, &Workspaces::CreateWorkspace, request);
+  }
+  void GetWorkspace(const std::string& id, grpc::StatusCode expected) {
+    v1::GetWorkspaceRequest request;
+    request.set_name("workspaces/" + id);
+    Call(*workspaces_, &Workspaces::GetWorkspace, request, expected);
+  }
+  void GetFile(const std::string& name, grpc::StatusCode expected) {
+    v1::GetFileRequest request;
+    request.set_name(name);
+    Call(*workspaces_, &Workspaces::GetFile, request, expected);
+  }
+  v1::Upload StartUpload(const std::string& name, const std::string& content) {
+    v1::StartUploadRequest request;
+    request.set_file(name);
+    request.set_size_bytes(content.size());
+    Sha256 hash;
+    hash.Update(content);
+    request.set_sha256(hash.Finish());
+    return Call(*workspaces_, &Workspaces::StartUpload, request);
+  }
+  void UploadBytes(const std::string& upload, const std::string& content) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + token_);
+    v1::Upload answer;
+    auto writer = workspaces_->UploadBytes(&context, &answer);
+    v1::UploadBytesRequest request;
+    request.set_upload(upload);
+    request.set_data(content);
+    writer->Write(request);
+    writer->WritesDone();
+    Expect(grpc::StatusCode::OK, writer->Finish());
+  }
+  void Upload(const std::string& name, const std::string& content) { UploadBytes(StartUpload(name, content).name(), content); }
+  google::longrunning::Operation CreateQuantConfig(const std::string& workspace, const std::string& config_file) {
+    v1::CreateQuantConfigRequest request;
+    request.set_workspace("workspaces/" + workspace);
+    request.set_model("model");
+    request.set_config_file(config_file);
+    return Call(*compression_, &Compression::CreateQuantConfig, request);
+  }
+  void GetOperation(const std::string& name, grpc::StatusCode expected) {
+    google::longrunning::GetOperationRequest request;
+    request.set_name(name);
+    Call(*operations_, &Operations::GetOperation, request, expected);
+  }
+  void CancelOperation(const std::string& name, grpc::StatusCode expected) {
+    google::longrunning::CancelOperationRequest request;
+    request.set_name(name);
+    Call(*operations_, &Operations::CancelOperation, request, expected);
+  }
+  // The token of the next page.
+  std::string ListOperations(const std::string& filter, const std::string& page_token, grpc::StatusCode expected) {
+    google::longrunning::ListOperationsRequest request;
+    request.set_name("operations");
+    request.set_filter(filter);
+    request.set_page_token(page_token);
+    request.set_page_size(1);
+    return Call(*operations_, &Operations::ListOperations, request, expected).next_page_token();
+  }
+  // Whether an operation is not done.
+  bool Busy() {
+    google::longrunning::ListOperationsRequest request;
+    request.set_name("operations");
+    request.set_filter("done = false");
+    request.set_page_size(1);
+    return Call(*operations_, &Operations::ListOperations, request).operations_size() > 0;
+  }
+
+ private:
+  using Compression = v1::Compression::Stub;
+  using Workspaces = v1::Workspaces::Stub;
+  using Operations = google::longrunning::Operations::Stub;
+
+  static void Expect(grpc::StatusCode expected, const grpc::Status& status) {
+    if (status.error_code() != expected) {
+      Die("a call ended with code " + std::to_string(status.error_code()) + ": " + status.error_message());
+    }
+  }
+
+  const std::string token_;
+  std::unique_ptr<Compression> compression_;
+  std::unique_ptr<Workspaces> workspaces_;
+  std::unique_ptr<Operations> operations_;
+};
+
+// Seconds of calls on what another project has and on what nobody has, by turns in random order. The first is a control: what
+// one has oneself, which differs.
+ordered_json Tenancy(const Settings& settings) {
+  constexpr size_t kContentBytes = 64 << 10;
+  Member alpha(settings.target, settings.token);
+  Member beta(settings.target, settings.other_token);
+  std::mt19937_64 random(std::random_device{}());
+  auto new_id = [&](const char* prefix) {
+    return prefix + std::to_string(1'000'000'000'000'000'000 + random() % 1'000'000'000'000'000'000);
+  };
+  auto new_content = [&] {
+    std::string content(kContentBytes, '\0');
+    for (char& byte : content) {
+      byte = static_cast<char>(random());
+    }
+    return content;
+  };
+
+  // What alpha has, and beta's own workspace of the same name as one of alpha's.
+  const std::string shared = new_id("w");
+  const std::string own = new_content();
+  std::vector<std::string> workspaces;
+  std::vector<std::string> files;
+  std::vector<std::string> contents;
+  std::vector<std::string> operations;
+  for (Member* member : {&alpha, &beta}) {
+    member->CreateWorkspace(shared);
+    member->Upload("workspaces/" + shared + "/files/model", own);
+  }
+  for (int i = 0; i < settings.samples; ++i) {
+    workspaces.push_back(new_id("w"));
+    alpha.CreateWorkspace(workspaces.back());
+    files.push_back("workspaces/" + shared + "/files/" + new_id("f"));
+    contents.push_back(new_content());
+    alpha.Upload(files.back(), contents.back());
+    operations.push_back(alpha.CreateQuantConfig(shared, "c" + std::to_string(i)).name());
+  }
+  const std::string token = alpha.ListOperations("", "", grpc::StatusCode::OK);
+  beta.CreateQuantConfig(shared, "c");
+  while (alpha.Busy() || beta.Busy()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  // A token that is right but for its last character, and one that is not like any.
+  std::string nearly = settings.token;
+  nearly.back() = nearly.back() == 'A' ? 'B' : 'A';
+  std::string far(nearly.size(), 'x');
+  Member almost(settings.target, nearly);
+  Member nobody(settings.target, far);
+
+  constexpr auto kMissing = grpc::StatusCode::NOT_FOUND;
+  constexpr auto kRefused = grpc::StatusCode::UNAUTHENTICATED;
+  using Body = std::function<void()>;
+  struct Question {
+    std::string name;
+    Body there;
+    Body nothing;
+  };
+  ordered_json result = ordered_json::object();
+  for (int i = 0; i < settings.samples; ++i) {
+    const std::string id = new_id("w");
+    const std::string others[] = {new_content(), new_content()};
+    const std::string path = "workspaces/" + shared + "/files/up/" + std::to_string(i);
+    const std::string& operation = operations[i];
+    std::string no_operation = operation;
+    std::shuffle(no_operation.end() - 16, no_operation.end(), random);  // of the same time
+    v1::Upload uploads[2];
+    const std::vector<Question> questions = {
+        {"StartUpload (control: a digest that one has)", [&] { beta.StartUpload(path + "c", own); },
+         [&] { beta.StartUpload(path + "d", others[1]); }},
+        {"GetWorkspace", [&] { beta.GetWorkspace(workspaces[i], kMissing); }, [&] { beta.GetWorkspace(id, kMissing); }},
+        {"GetFile in a workspace of one's own", [&] { beta.GetFile(files[i], kMissing); },
+         [&] { beta.GetFile("workspaces/" + shared + "/files/" + id, kMissing); }},
+        {"GetOperation", [&] { beta.GetOperation(operation, kMissing); }, [&] { beta.GetOperation(no_operation, kMissing); }},
+        {"CancelOperation", [&] { beta.CancelOperation(operation, kMissing); },
+         [&] { beta.CancelOperation(no_operation, kMissing); }},
+        {"ListOperations of a workspace",
+         [&] { beta.ListOperations("workspace = \"workspaces/" + workspaces[i] + "\"", "", grpc::StatusCode::OK); },
+         [&] { beta.ListOperations("workspace = \"workspaces/" + id + "\"", "", grpc::StatusCode::OK); }},
+        {"ListOperations with a page token", [&] { beta.ListOperations("", token, grpc::StatusCode::INVALID_ARGUMENT); },
+         [&] { beta.ListOperations("", std::string(token.size(), 'A'), grpc::StatusCode::INVALID_ARGUMENT); }},
+        {"CreateWorkspace", [&] { beta.CreateWorkspace(workspaces[i]); }, [&] { beta.CreateWorkspace(id); }},
+        {"StartUpload of a digest", [&] { uploads[0] = beta.StartUpload(path + "a", contents[i]); },
+         [&] { uploads[1] = beta.StartUpload(path + "b", others[0]); }},
+        {"UploadBytes of a content", [&] { beta.UploadBytes(uploads[0].name(), contents[i]); },
+         [&] { beta.UploadBytes(uploads[1].name(), others[0]); }},
+        {"credentials, right but for a letter", [&] { almost.GetWorkspace(shared, kRefused); },
+         [&] { nobody.GetWorkspace(shared, kRefused); }},
+    };
+    for (const Question& question : questions) {
+      const bool there_first = (random() & 1) != 0;
+      for (const bool there : {there_first, !there_first}) {
+        result[question.name][there ? "there" : "nothing"].push_back(Seconds(there ? question.there : question.nothing));
+      }
+    }
+  }
+  return result;
 }
 
 int Main(int argc, char** argv) {
@@ -478,6 +714,10 @@ int Main(int argc, char** argv) {
   app.add_option("--pollers", settings.pollers)->check(CLI::PositiveNumber);
   app.add_option("--uploads", settings.uploads)->check(CLI::NonNegativeNumber);
   app.add_subcommand("load")->fallthrough()->callback([&] { result = Load(settings); });
+  app.add_option("--samples", settings.samples)->check(CLI::PositiveNumber);
+  app.add_option("--token", settings.token, "Of a writer");
+  app.add_option("--other_token", settings.other_token, "Of a writer in another project");
+  app.add_subcommand("tenancy")->fallthrough()->callback([&] { result = Tenancy(settings); });
   app.add_subcommand("polls")->fallthrough()->callback([&] { result = Polls(settings); });
   CLI11_PARSE(app, argc, argv);
   std::cout << result.dump(1) << "\n";

@@ -253,7 +253,7 @@ TEST_P(BlobStoreConformance, AnAdoptedFileKeepsTheContent) {
     ASSERT_OK_AND_ASSIGN(const std::optional<uint64_t> kept, store_->RemoveIfOlder(blob.sha256, absl::InfiniteFuture()));
     EXPECT_FALSE(kept.has_value());
     ASSERT_OK(Upload(*store_, "u1", "output"));  // whose content is there: it does not take the name away
-    EXPECT_EQ(*store_->CommittedSize("u1"), 0);
+    ASSERT_OK(store_->DiscardUpload("u1"));      // what is left of it
     ASSERT_OK_AND_ASSIGN(const std::optional<uint64_t> again, store_->RemoveIfOlder(blob.sha256, absl::InfiniteFuture()));
     EXPECT_FALSE(again.has_value());
     ASSERT_EQ(unlink(path.c_str()), 0);
@@ -264,6 +264,18 @@ TEST_P(BlobStoreConformance, AnAdoptedFileKeepsTheContent) {
   ExpectLacks("output");
   ASSERT_OK_AND_ASSIGN(const std::optional<uint64_t> gone, store_->RemoveIfOlder(blob.sha256, absl::InfiniteFuture()));
   EXPECT_FALSE(gone.has_value());
+}
+
+TEST_P(BlobStoreConformance, AnUploadOfWhatIsThereLeavesItWhole) {
+  const std::string bytes = TestBytes(5000);
+  for (const char* id : {"u1", "u2", "u3"}) {
+    ASSERT_OK(Upload(*store_, id, bytes));
+    ExpectHolds(bytes);
+  }
+  for (const char* id : {"u1", "u2", "u3"}) {
+    ASSERT_OK(store_->DiscardUpload(id));
+    ExpectHolds(bytes);
+  }
 }
 
 TEST_P(BlobStoreConformance, AdoptingCanBeStopped) {

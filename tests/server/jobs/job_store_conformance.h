@@ -23,6 +23,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "gtest/gtest.h"
 #include "modelpress/v1/compression.pb.h"
+#include "server/base/page_token.h"
 #include "tests/server/base/status_testing.h"
 #include "tests/server/base/store_harness.h"
 #include "tests/server/base/test_folder.h"
@@ -295,13 +296,32 @@ TEST_P(JobStoreConformance, RequestIdGivesTheJobOfThatTime) {
   ASSERT_OK_AND_ASSIGN(Job other_id, jobs().Create(again, "r2"));
   EXPECT_EQ(other_id.id, "o2");
 
-  // Also in another process, when it is finished, and just before a day is over.
+  // Also in another process, when it is finished, and whatever the clock says.
   ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
-  clock_.Advance(absl::Hours(24) - absl::Seconds(1));
+  clock_.Advance(absl::Hours(1000));
   Reopen();
   ASSERT_OK_AND_ASSIGN(replayed, jobs().Create(again, "r1"));
   EXPECT_EQ(replayed.id, "o1");
   EXPECT_EQ(replayed.metadata.state(), Metadata::CANCELLED);
+}
+
+TEST_P(JobStoreConformance, ForgottenRequestIdsAreNewAgain) {
+  ASSERT_OK(workspaces().CreateWorkspace({kProject, "x"}, "", "r1"));
+  for (const char* id : {"1", "2", "3"}) {
+    clock_.Advance(absl::Seconds(1));
+    ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", id)), absl::StrCat("r", id)));
+  }
+  ASSERT_OK_AND_ASSIGN(int64_t forgotten, jobs().ForgetRequests(clock_.Now(), 2));
+  EXPECT_EQ(forgotten, 2);
+  ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetRequests(clock_.Now(), 2));
+  EXPECT_EQ(forgotten, 1);
+  ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetRequests(clock_.Now(), 2));
+  EXPECT_EQ(forgotten, 0);
+  Job again = NewJob("again");
+  ASSERT_OK_AND_ASSIGN(const Job job, jobs().Create(again, "r1"));
+  EXPECT_EQ(job.id, "again");
+  EXPECT_REASON(jobs().Create(again, "r3"), REQUEST_ID_REUSED);
+  ASSERT_OK(workspaces().CreateWorkspace({kProject, "y"}, "", "r1"));
 }
 
 TEST_P(JobStoreConformance, AnEmptyRequestIdIsNone) {
@@ -668,6 +688,54 @@ TEST_P(JobStoreConformance, ListsNewestFirstInPages) {
   ASSERT_OK_AND_ASSIGN(page, jobs().List(kProject, {}, 8, ""));
   EXPECT_EQ(page.jobs.size(), 8);
   EXPECT_EQ(page.next_page_token, "");
+}
+
+TEST_P(JobStoreConformance, PagesGoOnWhereTheirJobsWereDeleted) {
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", i)), ""));
+  }
+  ASSERT_OK_AND_ASSIGN(JobPage page, jobs().List(kProject, {}, 2, ""));
+  EXPECT_THAT(Ids(page.jobs), ElementsAre("o5", "o4"));
+  for (const char* id : {"o5", "o4", "o3"}) {
+    ASSERT_OK(jobs().RequestCancel(kProject, id));
+    ASSERT_OK(jobs().Delete(kProject, id));
+  }
+  ASSERT_OK(jobs().Create(NewJob("onew"), ""));
+  ASSERT_OK_AND_ASSIGN(page, jobs().List(kProject, {}, 2, page.next_page_token));
+  EXPECT_THAT(Ids(page.jobs), ElementsAre("o2", "o1"));
+}
+
+TEST_P(JobStoreConformance, TellsWhichJobsAreUnfinished) {
+  std::vector<std::string> asked = {"none"};
+  for (int i = 0; i < 70; ++i) {
+    asked.push_back(absl::StrCat("o", i));
+    ASSERT_OK(jobs().Create(NewJob(asked.back()), ""));
+  }
+  ASSERT_EQ(ClaimId(), "o0");  // RUNNING
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "o2"));
+  ASSERT_OK(jobs().Delete(kProject, "o2"));
+  std::set<std::string> unfinished(asked.begin(), asked.end());
+  for (const char* id : {"none", "o1", "o2"}) {
+    unfinished.erase(id);
+  }
+  ASSERT_OK_AND_ASSIGN(std::set<std::string> told, jobs().Unfinished(asked));
+  EXPECT_EQ(told, unfinished);
+  ASSERT_OK_AND_ASSIGN(told, jobs().Unfinished({}));
+  EXPECT_TRUE(told.empty());
+}
+
+TEST_P(JobStoreConformance, PageTokensDoNotCountWhatOthersDo) {
+  MakeProjects({"q"});
+  ASSERT_OK(jobs().Create(NewJob("o1"), ""));
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_OK(jobs().Create(JobOf("q", absl::StrCat("q", i)), ""));
+  }
+  ASSERT_OK(jobs().Create(NewJob("o2"), ""));
+  ASSERT_OK_AND_ASSIGN(const JobPage page, jobs().List(kProject, {}, 1, ""));
+  ASSERT_OK_AND_ASSIGN(const std::string key,
+                       DecodePageToken(absl::StrCat("projects/", kProject, "/operations"), page.next_page_token));
+  EXPECT_EQ(key, "2");
 }
 
 TEST_P(JobStoreConformance, PageSizesAndTokensByTheRules) {
@@ -1074,6 +1142,36 @@ TEST_P(JobStoreConformance, OldFinishedJobsAreForgotten) {
   ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetFinished(clock_.Now(), 2));
   EXPECT_EQ(forgotten, 1);
   EXPECT_OK(jobs().Get("o4"));  // ended at that very moment
+}
+
+TEST_P(JobStoreConformance, WhatCameWhileTheClockWasBehindIsNotOld) {
+  ASSERT_OK(jobs().Create(NewJob("before"), "r1"));
+  clock_.Jump(-absl::Hours(1000));
+  ASSERT_OK(jobs().Create(NewJob("behind"), "r2"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "behind"));
+  clock_.Jump(absl::Hours(1000));
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_OK_AND_ASSIGN(int64_t forgotten, jobs().ForgetFinished(clock_.Now() - absl::Hours(1), 10));
+    EXPECT_EQ(forgotten, i);
+    ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetRequests(clock_.Now() - absl::Hours(1), 10));
+    EXPECT_EQ(forgotten, 2 * i);
+    clock_.Advance(absl::Hours(2));
+  }
+  EXPECT_REASON(jobs().Get("behind"), OPERATION_NOT_FOUND);
+}
+
+TEST_P(JobStoreConformance, WhatCameWhileTheClockWasAheadKeepsNothingElse) {
+  clock_.Jump(absl::Hours(1000));
+  ASSERT_OK(jobs().Create(NewJob("ahead"), "r1"));
+  clock_.Jump(-absl::Hours(1000));
+  ASSERT_OK(jobs().Create(NewJob("after"), "r2"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "after"));
+  clock_.Advance(absl::Hours(2));
+  ASSERT_OK_AND_ASSIGN(int64_t forgotten, jobs().ForgetFinished(clock_.Now() - absl::Hours(1), 10));
+  EXPECT_EQ(forgotten, 1);
+  ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetRequests(clock_.Now() - absl::Hours(1), 10));
+  EXPECT_EQ(forgotten, 1);
+  EXPECT_OK(jobs().Get("ahead"));
 }
 
 // ---- Projects ---------------------------------------------------------------------------------------------------------------

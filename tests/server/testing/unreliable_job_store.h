@@ -47,6 +47,9 @@ class UnreliableJobStore final : public JobStore {
   absl::StatusOr<Job> RequestCancel(const std::string& project, const std::string& id) override {
     return store_.RequestCancel(project, id);
   }
+  absl::StatusOr<std::set<std::string>> Unfinished(const std::vector<std::string>& ids) override {
+    return store_.Unfinished(ids);
+  }
   absl::StatusOr<Job> Get(const std::string& id) override {
     return Call<absl::StatusOr<Job>>("Get", [&] { return store_.Get(id); });
   }
@@ -70,6 +73,9 @@ class UnreliableJobStore final : public JobStore {
   }
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override {
     return store_.ForgetFinished(ended_before, limit);
+  }
+  absl::StatusOr<int64_t> ForgetRequests(absl::Time came_before, int limit) override {
+    return store_.ForgetRequests(came_before, limit);
   }
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override {
     return store_.Count();
