@@ -49,17 +49,19 @@ run_target() { # TARGET SECONDS
   return $status
 }
 
-# The smallest inputs that are needed for all that is covered, as many as fit, without those that the tree has already.
+# Few inputs that together reach all edges of the code that any has reached, as many as fit, without those that the tree has already.
 keep_corpus() { # TARGET INPUTS...
-  local target=$1 reduced total=0 file size
+  local target=$1 reduced total=0 known name file size
   shift
   reduced=$(mktemp -d)
-  "$BIN/${target}_fuzzer" -merge=1 -max_len=65536 "$reduced" "$@" >/dev/null 2>&1
+  "$BIN/${target}_fuzzer" -set_cover_merge=1 -use_counters=0 -max_len=65536 "$reduced" "$@" >/dev/null 2>&1
   mkdir -p "$SOURCE/corpus/$target"
   rm -f "$SOURCE/corpus/$target"/*
   # libFuzzer calls a file by its SHA-1.
-  find "/build/fuzz-seeds/$target" "$SOURCE/seeds/$target" "$SOURCE/regressions/$target" -type f -exec sha1sum {} + 2>/dev/null |
-    cut -c1-40 | while read -r name; do rm -f "$reduced/$name"; done
+  for known in "/build/fuzz-seeds/$target" "$SOURCE/seeds/$target" "$SOURCE/regressions/$target"; do
+    [[ -d $known ]] || continue
+    find "$known" -type f -exec sha1sum {} + | cut -c1-40 | while read -r name; do rm -f "$reduced/$name"; done
+  done
   find "$reduced" -type f -printf '%s %f\n' | sort -n | while read -r size file; do
     total=$((total + size))
     [[ $total -le $KEEP_BYTES ]] || break
