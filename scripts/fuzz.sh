@@ -38,9 +38,9 @@ run_target() { # TARGET SECONDS
     [[ ! -d $SOURCE/$kind/$target ]] || inputs+=("$SOURCE/$kind/$target")
   done
   [[ ! -f $SOURCE/$target.dict ]] || options+=(-dict="$SOURCE/$target.dict")
-  local status=0
-  "$BIN/${target}_fuzzer" "${options[@]}" "${inputs[@]}" >"$log" 2>&1 || status=$?
-  printf '%-18s exit %d  %s  %s\n' "$target" "$status" "$(grep -E '^#[0-9]+.*(DONE|cov:)' "$log" | tail -n 1)" \
+  local status=0 TIMEFORMAT="%R s, %U s of a processor"
+  { time "$BIN/${target}_fuzzer" "${options[@]}" "${inputs[@]}" >"$log" 2>&1; } 2>"$log.time" || status=$?
+  printf '%-18s exit %d  %s  %s  %s\n' "$target" "$status" "$(<"$log.time")" "$(grep -E '^#[0-9]+.*(DONE|cov:)' "$log" | tail -n 1)" \
     "$(grep -E 'number_of_executed_units|average_exec_per_sec|peak_rss' "$log" | sed 's/stat:://; s/: */=/' | tr '\n' ' ')"
   [[ $status -eq 0 ]] || grep -E 'violated|ERROR: |SUMMARY|Test unit written' "$log" | head -n 5
   if [[ -n ${FUZZ_KEEP:-} ]]; then

@@ -66,7 +66,7 @@ case $command in
       large) MODELPRESS_LARGE=1 run_pytest tests/e2e -k large "$@" ;;
       fuzz) /src/scripts/fuzz.sh "$@" ;;
       hostile) MODELPRESS_HOSTILE=1 run_pytest tests/hostile -s "$@" ;;
-      fault) MODELPRESS_FAULT_KILLS=${MODELPRESS_FAULT_KILLS:-60} run_pytest tests/fault "$@" ;;
+      fault) MODELPRESS_FAULT_ROUNDS=${MODELPRESS_FAULT_ROUNDS:-10} run_pytest tests/fault -s "$@" ;;
       *)
         echo "no such suite: $suite" >&2
         exit 64

@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/base/status.h"
+#include "google/protobuf/stubs/logging.h"
 #include "grpc/support/log.h"
 #include "server/auth/credentials_file.h"
 #include "server/backup/backup.h"
@@ -174,6 +175,12 @@ void LogGrpc(gpr_log_func_args* args) {
   LOG(LEVEL(severity)).AtLocation(args->file, args->line) << "gRPC: " << args->message;
 }
 
+// Says that a message has bytes that are no UTF-8, which any caller and any child can send.
+void LogProtobuf(google::protobuf::LogLevel level, const char* file, int line, const std::string& message) {
+  const auto severity = level == google::protobuf::LOGLEVEL_INFO ? absl::LogSeverity::kInfo : absl::LogSeverity::kWarning;
+  LOG(LEVEL(severity)).AtLocation(file, line) << "protobuf: " << message;
+}
+
 int RunDaemon(const CommandLine& line) {
   const absl::StatusOr<LoadedConfig> loaded = Load(line);
   if (!loaded.ok()) {
@@ -197,6 +204,7 @@ int RunDaemon(const CommandLine& line) {
   const LogOutput log(config.observation().log_format() == "json" ? LogOutput::Format::kJson : LogOutput::Format::kText,
                       STDERR_FILENO);
   gpr_set_log_function(LogGrpc);
+  google::protobuf::SetLogHandler(LogProtobuf);
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(*options);
   if (!daemon.ok()) {
     LOG(ERROR) << "cannot start: " << daemon.status().message();

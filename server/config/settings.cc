@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <memory>
 #include <numeric>
-#include <regex>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
@@ -88,6 +87,33 @@ size_t EditDistance(absl::string_view a, absl::string_view b) {
     last = std::move(row);
   }
   return last.back();
+}
+
+constexpr absl::string_view kSchemeEnd = "://";
+constexpr absl::string_view kPassword = "password";
+constexpr absl::string_view kMask = "***";
+
+size_t SkipSpace(absl::string_view text, size_t begin) {
+  while (begin < text.size() && absl::ascii_isspace(text[begin])) {
+    ++begin;
+  }
+  return begin;
+}
+
+// Of the value of a parameter or pair that begins at `begin`, with quotes and backslashes as libpq has them; rather more than
+// less.
+size_t EndOfValue(absl::string_view text, size_t begin) {
+  bool quoted = false;
+  for (size_t i = begin; i < text.size(); ++i) {
+    if (text[i] == '\\') {
+      ++i;
+    } else if (text[i] == '\'') {
+      quoted = !quoted;
+    } else if (!quoted && (text[i] == '&' || absl::ascii_isspace(text[i]))) {
+      return i;
+    }
+  }
+  return text.size();
 }
 
 }  // namespace
@@ -188,21 +214,41 @@ absl::Status Setting::Check(const ServerConfig& config) const {
 }
 
 std::string MaskPassword(absl::string_view url) {
-  // In the authority of a URL up to the last @ of it, in its parameters, and in name=value pairs, quoted or not.
-  static const auto& authority = *new std::regex("^([a-z]+://[^:/?#]*:).*(@)");
-  static const auto& parameter = *new std::regex(R"re((\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^&\s]*))re");
-  const std::string masked = std::regex_replace(std::string(url), authority, "$1***$2");
-  return std::regex_replace(masked, parameter, "$1***");
+  std::string masked;
+  // In the authority of a URL up to the last @ of it,
+  const size_t scheme = std::min(url.find(kSchemeEnd), url.size());
+  const size_t colon = std::min(url.find_first_of(":/?#", scheme + kSchemeEnd.size()), url.size());
+  const size_t at = url.rfind('@');
+  if (std::ranges::all_of(url.substr(0, scheme), absl::ascii_islower) && url.substr(colon, 1) == ":" &&
+      at != absl::string_view::npos && at > colon) {
+    masked = absl::StrCat(url.substr(0, colon + 1), kMask);
+    url.remove_prefix(at);
+  }
+  // in its parameters, and in name=value pairs, quoted or not.
+  for (size_t name = url.find(kPassword); name != absl::string_view::npos; name = url.find(kPassword)) {
+    const size_t sign = SkipSpace(url, name + kPassword.size());
+    const bool is_pair = url.substr(sign, 1) == "=";
+    const size_t value = is_pair ? SkipSpace(url, sign + 1) : sign;
+    absl::StrAppend(&masked, url.substr(0, value), is_pair ? kMask : "");
+    url.remove_prefix(is_pair ? EndOfValue(url, value) : value);
+  }
+  return absl::StrCat(masked, url);
 }
 
 std::string DidYouMean(absl::string_view name, const std::vector<std::string>& names) {
-  const auto nearest =
-      std::ranges::min_element(names, {}, [name](const std::string& known) { return EditDistance(name, known); });
   // One slip in three characters is still a slip.
-  if (nearest == names.end() || EditDistance(name, *nearest) > std::max<size_t>(1, name.size() / 3)) {
-    return "";
+  const size_t most = std::max<size_t>(1, name.size() / 3);
+  const std::string* nearest = nullptr;
+  size_t slips = most + 1;
+  for (const std::string& known : names) {
+    // What is longer by more than that needs no look: it may be as long as a file.
+    const size_t distance = name.size() > known.size() + most ? slips : EditDistance(name, known);
+    if (distance < slips) {
+      nearest = &known;
+      slips = distance;
+    }
   }
-  return absl::StrCat("; did you mean ", *nearest, "?");
+  return nearest == nullptr ? "" : absl::StrCat("; did you mean ", *nearest, "?");
 }
 
 }  // namespace modelpress::server

@@ -153,6 +153,14 @@ absl::StatusOr<int64_t> Housekeeper::ExpireUploads() {
   return static_cast<int64_t>(gone.size());
 }
 
+absl::StatusOr<int64_t> Housekeeper::ExpireRequestIds() {
+  if (!AgesAreKnown()) {
+    return 0;
+  }
+  const absl::Time cutoff = context_.clock.Now() - options_.request_id_ttl;
+  return InBatches([&] { return context_.jobs.ForgetRequests(cutoff, options_.batch); });
+}
+
 absl::StatusOr<int64_t> Housekeeper::RemoveOrphanedUploads() {
   // The row comes before the file and goes after it, and no id comes twice: a file without a row is nobody's, however young.
   std::vector<std::string> ids;
@@ -259,6 +267,7 @@ void Housekeeper::Round() {
       {"operations", &Housekeeper::ExpireOperations},
       {"workspaces", &Housekeeper::ExpireWorkspaces},
       {"uploads", &Housekeeper::ExpireUploads},
+      {"request ids", &Housekeeper::ExpireRequestIds},
       {"orphaned uploads", &Housekeeper::RemoveOrphanedUploads},
       {"checkpoints", &Housekeeper::RemoveDeadCheckpoints},
       {"unreferenced contents", &Housekeeper::CollectGarbage},

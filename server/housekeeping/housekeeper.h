@@ -29,6 +29,7 @@ struct HousekeepingOptions {
   absl::Duration workspace_ttl = absl::ZeroDuration();  // since anything last happened in it
   absl::Duration operation_ttl = absl::Hours(720);      // since its end
   absl::Duration upload_ttl = absl::Hours(168);         // since its last byte
+  absl::Duration request_id_ttl = absl::Hours(24);      // since the call
   // Content that nothing refers to stays so long. Where the file system has no hard links this must be longer than an attempt
   // takes from its first adopted output to its end (server/blobs/blob_store.h).
   absl::Duration blob_grace = absl::Hours(1);
@@ -72,6 +73,8 @@ class Housekeeper {
   absl::StatusOr<int64_t> ExpireOperations();
   absl::StatusOr<int64_t> ExpireWorkspaces();
   absl::StatusOr<int64_t> ExpireUploads();
+  // Ids of calls that nobody will repeat any more.
+  absl::StatusOr<int64_t> ExpireRequestIds();
   // Bytes of uploads that no row knows: a process died between the row and the file.
   absl::StatusOr<int64_t> RemoveOrphanedUploads();
   // Checkpoints of operations that have ended or are forgotten.

@@ -165,8 +165,12 @@ class JobStore {
   virtual absl::Status Requeue(const std::string& id, int attempt, bool failed) = 0;
   // Jobs held under a lease, whoever holds it.
   virtual absl::StatusOr<std::vector<Job>> Leased() = 0;
-  // Forgets up to `limit` jobs that ended before `ended_before`, those that ended first first. Returns how many.
+  // Forgets up to `limit` jobs that ended before `ended_before`, those that ended first first. Returns how many. A job that came
+  // after one which was accepted since then is younger than its times say (somebody set the clock), and stays.
   virtual absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) = 0;
+  // Forgets up to `limit` request ids, of operations and of workspaces, that came before `came_before`: they are new again.
+  // Returns how many. What came after a younger one stays, as with jobs.
+  virtual absl::StatusOr<int64_t> ForgetRequests(absl::Time came_before, int limit) = 0;
   // (method, state) -> count of all jobs, for metrics.
   virtual absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() = 0;
 

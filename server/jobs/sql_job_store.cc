@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <compare>
+#include <cstdint>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -422,8 +424,7 @@ absl::StatusOr<Job> SqlJobStore::Create(const Job& job, const std::string& reque
   Job created;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     const absl::Time now = clock_.Now();
-    MP_ASSIGN_OR_RETURN(std::string id,
-                        FindRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, now));
+    MP_ASSIGN_OR_RETURN(std::string id, FindRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint));
     if (id.empty()) {
       id = job.id;
       MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
@@ -694,11 +695,26 @@ absl::StatusOr<std::vector<Job>> SqlJobStore::Leased() {
 }
 
 absl::StatusOr<int64_t> SqlJobStore::ForgetFinished(absl::Time ended_before, int limit) {
+  return Forget("jobs", "end_time", ended_before, limit);
+}
+
+absl::StatusOr<int64_t> SqlJobStore::ForgetRequests(absl::Time came_before, int limit) {
+  return Forget("requests", "create_time", came_before, limit);
+}
+
+absl::StatusOr<int64_t> SqlJobStore::Forget(absl::string_view table, absl::string_view time, absl::Time before, int limit) {
+  // What is said to be older than something that came before it, was written under a clock that was behind: its age is unknown.
+  // What is of the future, under one that was ahead: it tells nothing of others.
+  const std::string first_young =
+      absl::StrCat("SELECT sequence FROM ", table, " WHERE create_time >= ?1 AND create_time <= ?3 ORDER BY sequence LIMIT 1");
   int64_t forgotten = 0;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(forgotten, connection.Execute("DELETE FROM jobs WHERE sequence IN (SELECT sequence FROM jobs"
-                                                      " WHERE end_time < ?1 ORDER BY end_time, sequence LIMIT ?2)",
-                                                      {absl::ToUnixMicros(ended_before), static_cast<int64_t>(limit)}));
+    MP_ASSIGN_OR_RETURN(
+        forgotten, connection.Execute(absl::StrCat("DELETE FROM ", table, " WHERE sequence IN (SELECT sequence FROM ", table,
+                                                   " WHERE ", time, " < ?1 AND sequence < COALESCE((", first_young,
+                                                   "), ?4) ORDER BY ", time, ", sequence LIMIT ?2)"),
+                                      {absl::ToUnixMicros(before), static_cast<int64_t>(limit), absl::ToUnixMicros(clock_.Now()),
+                                       std::numeric_limits<int64_t>::max()}));
     return absl::OkStatus();
   }));
   return forgotten;

@@ -1,6 +1,7 @@
 #ifndef MODELPRESS_SERVER_JOBS_SQL_JOB_STORE_H_
 #define MODELPRESS_SERVER_JOBS_SQL_JOB_STORE_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -9,6 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "server/base/clock.h"
 #include "server/base/quotas.h"
 #include "server/jobs/job_store.h"
@@ -43,6 +47,7 @@ class SqlJobStore final : public JobStore {
   absl::Status Requeue(const std::string& id, int attempt, bool failed) override;
   absl::StatusOr<std::vector<Job>> Leased() override;
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override;
+  absl::StatusOr<int64_t> ForgetRequests(absl::Time came_before, int limit) override;
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override;
   absl::StatusOr<std::optional<absl::Time>> OldestPending() override;
   absl::StatusOr<uint64_t> Version() override { return database_.Version(); }
@@ -52,6 +57,9 @@ class SqlJobStore final : public JobStore {
   }
 
  private:
+  // Up to `limit` rows of a table whose `time` is before `before`.
+  absl::StatusOr<int64_t> Forget(absl::string_view table, absl::string_view time, absl::Time before, int limit);
+
   Database& database_;
   const Clock& clock_;
   const Quotas& quotas_;

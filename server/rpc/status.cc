@@ -11,11 +11,15 @@
 namespace modelpress::server {
 namespace {
 
-// Trailing metadata is limited to 8 KiB by default and carries all of this: the text by itself (percent-encoded, so that a
-// character may take three times its bytes) and, in base64, the text again, the metadata and what else is said of it.
-constexpr size_t kMaxMessage = 1024;
+constexpr size_t kMaxText = 1024;
 constexpr size_t kMaxDescription = 512;
 constexpr int kMaxMissing = 64;  // files that are listed one by one
+
+// Clients take trailing metadata of 8 KiB by default. It carries the text by itself (percent-encoded, so that a byte may take
+// three) and, in base64, the text again, the metadata and what else is said of it.
+constexpr size_t kMaxMetadata = 8 << 10;
+constexpr size_t kOtherMetadata = 256;
+constexpr size_t kMaxDetails = (kMaxMetadata - kOtherMetadata - 3 * kMaxDescription) / 4 * 3;
 
 std::string Find(const std::map<std::string, std::string>& metadata, const std::string& key) {
   auto it = metadata.find(key);
@@ -36,25 +40,24 @@ google::rpc::PreconditionFailure Missing(const std::string& files) {
   return failure;
 }
 
-}  // namespace
-
-google::rpc::Status ToRpcStatus(const absl::Status& status) {
+// `max_text`: bytes of a text of any length.
+google::rpc::Status Convert(const absl::Status& status, size_t max_text) {
   google::rpc::Status rpc;
   if (status.ok()) {
     return rpc;
   }
   if (ReasonOf(status) == v1::REASON_UNSPECIFIED) {
-    return ToRpcStatus(MakeError(v1::INTERNAL_ERROR, status.ToString(absl::StatusToStringMode::kDefault)));
+    return Convert(MakeError(v1::INTERNAL_ERROR, status.ToString(absl::StatusToStringMode::kDefault)), max_text);
   }
   const std::map<std::string, std::string> metadata = MetadataOf(status);
-  const std::string message = AsUtf8(status.message(), kMaxMessage);
+  const std::string message = AsUtf8(status.message(), max_text);
   rpc.set_code(static_cast<int>(status.code()));
   rpc.set_message(message);
   google::rpc::ErrorInfo info;
   info.set_reason(v1::Reason_Name(ReasonOf(status)));
   info.set_domain("modelpress");
   for (const auto& [key, value] : metadata) {
-    (*info.mutable_metadata())[key] = AsUtf8(value, kMaxMessage);
+    (*info.mutable_metadata())[key] = AsUtf8(value, max_text);
   }
   rpc.add_details()->PackFrom(info);
   if (std::string field = Find(metadata, "field"); !field.empty()) {
@@ -68,17 +71,25 @@ google::rpc::Status ToRpcStatus(const absl::Status& status) {
     std::string files = Find(metadata, "missing");
     files = files.empty() ? Find(metadata, "file") : files;
     if (!files.empty()) {
-      rpc.add_details()->PackFrom(Missing(AsUtf8(files, kMaxMessage)));
+      rpc.add_details()->PackFrom(Missing(AsUtf8(files, max_text)));
     }
   }
   return rpc;
 }
 
+}  // namespace
+
+google::rpc::Status ToRpcStatus(const absl::Status& status) { return Convert(status, kMaxText); }
+
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) {
     return grpc::Status::OK;
   }
-  const google::rpc::Status rpc = ToRpcStatus(status);
+  size_t max_text = kMaxText;
+  google::rpc::Status rpc = ToRpcStatus(status);
+  for (; rpc.ByteSizeLong() > kMaxDetails; rpc = Convert(status, max_text)) {
+    max_text /= 2;
+  }
   return {static_cast<grpc::StatusCode>(rpc.code()), AsUtf8(rpc.message(), kMaxDescription), rpc.SerializeAsString()};
 }
 

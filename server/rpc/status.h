@@ -13,7 +13,7 @@ namespace modelpress::server {
 // (one per line), else `file`. For Operation.error; OK gives code 0.
 google::rpc::Status ToRpcStatus(const absl::Status& status);
 
-// The same with the google.rpc.Status in grpc-status-details-bin.
+// The same with the google.rpc.Status in grpc-status-details-bin; texts are cut until all of it fits what clients take.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
 }  // namespace modelpress::server

@@ -348,13 +348,20 @@ grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerCon
           absl::StrCat("a file of ", request->size_bytes(), " bytes was announced; at most ", kMaxFileSize, " are allowed"),
           {.field = "size_bytes"});
     }
-    MP_ASSIGN_OR_RETURN(const UploadRow row,
-                        context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
-                                                                .workspace = {caller.project, name.workspace},
-                                                                .path = name.path,
-                                                                .sha256 = request->sha256(),
-                                                                .size_bytes = request->size_bytes()}));
-    MP_ASSIGN_OR_RETURN(*response, Look(context_, row));
+    const WorkspaceKey workspace{caller.project, name.workspace};
+    MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
+                                                                                     .workspace = workspace,
+                                                                                     .path = name.path,
+                                                                                     .sha256 = request->sha256(),
+                                                                                     .size_bytes = request->size_bytes()}));
+    absl::StatusOr<v1::Upload> upload = Look(context_, row);
+    if (ReasonOf(upload.status()) == v1::UPLOAD_NOT_FOUND) {  // another call has ended it since it was found
+      const absl::StatusOr<FileRow> file = context_.workspaces.GetFile(workspace, name.path);
+      if (file.ok() && file->sha256 == row.sha256 && file->size_bytes == row.size_bytes) {
+        upload = UploadProto(row, row.size_bytes, /*complete=*/true);
+      }
+    }
+    MP_ASSIGN_OR_RETURN(*response, std::move(upload));
     return absl::OkStatus();
   });
 }

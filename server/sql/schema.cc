@@ -99,14 +99,15 @@ const std::vector<std::string>& Migrations() {
         ) STRICT;
 
         CREATE TABLE requests (
+          sequence INTEGER PRIMARY KEY AUTOINCREMENT,
           project TEXT NOT NULL,
           kind INTEGER NOT NULL,
           request_id TEXT NOT NULL,
           fingerprint TEXT NOT NULL,
           resource TEXT NOT NULL,
           create_time INTEGER NOT NULL,
-          PRIMARY KEY (project, kind, request_id)
-        ) STRICT, WITHOUT ROWID;
+          UNIQUE (project, kind, request_id)
+        ) STRICT;
         CREATE INDEX requests_by_time ON requests (create_time);
       )sql",
       R"sql(
@@ -203,12 +204,10 @@ absl::Status LinkFile(Connection& connection, const WorkspaceKey& workspace, con
 }
 
 absl::StatusOr<std::string> FindRequest(Connection& connection, const std::string& project, RequestKind kind,
-                                        const std::string& request_id, const std::string& fingerprint, absl::Time now) {
+                                        const std::string& request_id, const std::string& fingerprint) {
   if (request_id.empty()) {
     return std::string();
   }
-  MP_RETURN_IF_ERROR(
-      connection.Execute("DELETE FROM requests WHERE create_time < ?1", {absl::ToUnixMicros(now - kRequestIdLifetime)}).status());
   MP_ASSIGN_OR_RETURN(
       Statement statement,
       connection.Query("SELECT fingerprint, resource FROM requests WHERE project = ?1 AND kind = ?2 AND request_id = ?3",

@@ -45,14 +45,13 @@ absl::Status RequireBytes(Connection& connection, const Quotas& quotas, const st
 absl::Status LinkFile(Connection& connection, const WorkspaceKey& workspace, const std::string& path, const std::string& sha256,
                       uint64_t size_bytes, absl::Time update_time);
 
-// What a mutating call of a project with a `request_id` led to. Remembered for kRequestIdLifetime.
-inline constexpr absl::Duration kRequestIdLifetime = absl::Hours(24);
+// What a mutating call of a project with a `request_id` led to. Remembered until JobStore::ForgetRequests.
 enum class RequestKind { kOperation = 1, kWorkspace = 2 };  // each kind has its own ids; stored
 
 // The resource that `request_id` led to before; "" if it is new (or empty). REQUEST_ID_REUSED if `fingerprint` (whatever makes
-// two requests the same) differs from then. Forgets ids that are older than kRequestIdLifetime.
+// two requests the same) differs from then.
 absl::StatusOr<std::string> FindRequest(Connection& connection, const std::string& project, RequestKind kind,
-                                        const std::string& request_id, const std::string& fingerprint, absl::Time now);
+                                        const std::string& request_id, const std::string& fingerprint);
 // Remembers that a new `request_id` led to `resource`; nothing if it is empty.
 absl::Status RememberRequest(Connection& connection, const std::string& project, RequestKind kind, const std::string& request_id,
                              const std::string& fingerprint, const std::string& resource, absl::Time now);

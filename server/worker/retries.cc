@@ -11,6 +11,26 @@ namespace modelpress::server {
 
 using State = v1::OperationMetadata;
 
+namespace {
+
+Ending FailedAttempt(int limit, const Job& job, Outcome last) {
+  if (job.failures + 1 < limit) {
+    return {.failed = true};
+  }
+  return {.outcome = std::move(last)};
+}
+
+}  // namespace
+
+absl::Duration PauseAfter(const RetryLimits& limits, const Job& job) {
+  constexpr int kGrowth = 3;
+  absl::Duration pause = limits.first_pause;
+  for (int i = 0; i < job.failures; ++i) {
+    pause *= kGrowth;
+  }
+  return pause;
+}
+
 Outcome Failure(State::State state, const absl::Status& error) {
   Outcome outcome;
   outcome.state = state;
@@ -19,16 +39,13 @@ Outcome Failure(State::State state, const absl::Status& error) {
 }
 
 Outcome Crashed(int attempts, const std::string& cause) {
-  return Failure(State::FAILED, MakeError(v1::ENGINE_CRASHED, absl::StrCat("the engine died without an answer on ", attempts,
-                                                                           " attempts, the last time by ", cause,
-                                                                           "; please report it with the input")));
+  return Failure(State::FAILED,
+                 MakeError(v1::ENGINE_CRASHED, absl::StrCat("the engine died without an answer, of ", cause, "; ", attempts,
+                                                            " attempts failed; please report it with the input")));
 }
 
 Ending AfterFailure(const RetryLimits& limits, const Job& job, Outcome last) {
-  if (job.failures + 1 < limits.max_failures) {
-    return {.failed = true};
-  }
-  return {.outcome = std::move(last)};
+  return FailedAttempt(limits.max_failures, job, std::move(last));
 }
 
 Ending AfterLoss(const RetryLimits& limits, const Job& job, Outcome last) {
@@ -40,7 +57,8 @@ Ending AfterLoss(const RetryLimits& limits, const Job& job, Outcome last) {
 
 Ending AfterError(const RetryLimits& limits, const Job& job, const absl::Status& error) {
   Outcome last = Failure(State::FAILED, error);
-  return IsInfrastructureError(error) ? AfterFailure(limits, job, std::move(last)) : Ending{.outcome = std::move(last)};
+  return IsInfrastructureError(error) ? FailedAttempt(limits.max_disk_failures, job, std::move(last))
+                                      : Ending{.outcome = std::move(last)};
 }
 
 absl::Status FromRpcStatus(const google::rpc::Status& error) {

@@ -15,9 +15,17 @@
 namespace modelpress::server {
 
 struct RetryLimits {
-  int max_failures = 3;   // attempts that end without an answer, or because a disk was full or failed; then the operation fails
-  int max_attempts = 20;  // attempts in all, those ended from outside included
+  // With so many failed attempts an operation ends FAILED, by what the last one failed of: a child that ended without an answer,
+  // or a disk that was full or failed. Disks get better more often than engines do.
+  int max_failures = 3;
+  int max_disk_failures = 5;
+  int max_attempts = 20;                          // attempts in all, those ended from outside included
+  absl::Duration first_pause = absl::Seconds(1);  // PauseAfter the first failure
 };
+
+// How long the next attempt waits after one that failed because of the machine: 1, 3, 9, 27 s, so that what is over in a moment
+// does not use up all attempts.
+absl::Duration PauseAfter(const RetryLimits& limits, const Job& job);
 
 // How an attempt ends in the store.
 struct Ending {
@@ -27,9 +35,10 @@ struct Ending {
 
 // FAILED or CANCELLED with `error`.
 Outcome Failure(v1::OperationMetadata::State state, const absl::Status& error);
+// ENGINE_CRASHED: the last of so many attempts that failed died of `cause`.
 Outcome Crashed(int attempts, const std::string& cause);
 
-// An attempt that failed by itself: another one, or `last` if that was the last one.
+// An attempt whose child ended without an answer: another one, or `last` if that was the last one.
 Ending AfterFailure(const RetryLimits& limits, const Job& job, Outcome last);
 // An attempt whose worker or child was killed from outside. That is the machine's failure, not the
 // operation's, so it does not count against it; only one that goes on outliving them is suspected of being the cause.

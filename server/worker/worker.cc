@@ -76,6 +76,9 @@ class Worker::Attempt {
   bool Run() {
     const std::optional<Ending> ending = Work();
     if (ending.has_value()) {
+      if (machine_failed_ && !ending->outcome.has_value()) {
+        HoldBack();
+      }
       Store(*ending);
     }
     return !machine_failed_;
@@ -344,6 +347,19 @@ class Worker::Attempt {
     LOG(ERROR) << "attempt " << attempt_ << ": " << error;
     machine_failed_ = IsInfrastructureError(error);
     return AfterError(options_.retries, job_, error);
+  }
+
+  // Keeps the operation for a while before it goes back to the queue: whoever is next would meet the same disk.
+  void HoldBack() {
+    RemoveTree(folder_);  // it may be what fills the disk
+    const absl::Duration end = context_.clock.Elapsed() + PauseAfter(options_.retries, job_);
+    while (!worker_.stopping_ && keeper_.finding() == LeaseKeeper::Finding::kHeld) {
+      const absl::Duration left = end - context_.clock.Elapsed();
+      if (left <= absl::ZeroDuration()) {
+        return;
+      }
+      Poll(std::min(left, kMaxPoll));
+    }
   }
 
   // The engine's answer, its outputs adopted.

@@ -96,7 +96,7 @@ absl::StatusOr<WorkspaceRow> SqlWorkspaceStore::CreateWorkspace(const WorkspaceK
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     const absl::Time now = clock_.Now();
     MP_ASSIGN_OR_RETURN(std::string name,
-                        FindRequest(connection, wanted.project, RequestKind::kWorkspace, request_id, wanted.id, now));
+                        FindRequest(connection, wanted.project, RequestKind::kWorkspace, request_id, wanted.id));
     if (name.empty()) {
       name = wanted.id.empty() ? fallback_id : wanted.id;
       MP_ASSIGN_OR_RETURN(int64_t inserted,

@@ -24,29 +24,40 @@ def _bin_dir() -> Path:
     return Path(found).parent
 
 
-def _user() -> str | None:
-    """The user to run as, where it is another: the server refuses to be run by root."""
-    return "postgres" if os.geteuid() == 0 else None
+def _as_user() -> tuple[str, ...]:
+    """What comes before a command: the server refuses to be run by root.
+
+    Not subprocess's `user`: with it there is a real fork(), for which gRPC waits until its threads are idle.
+    """
+    return ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups") if os.geteuid() == 0 else ()
 
 
 class PostgresProcess:
     """A cluster in a temporary folder, reached by a Unix socket there. `settings` are "name=value" of postgresql.conf.
 
-    fsync is on, so that what is killed and started again is what an operator would have; pass "fsync=off" for speed.
+    With a `port` it also listens on 127.0.0.1. fsync is on, so that what is killed and started again is what an
+    operator would have; pass "fsync=off" for speed.
     """
 
-    def __init__(self, *settings: str, start_limit_s: float = 60) -> None:
+    def __init__(self, *settings: str, port: int | None = None, start_limit_s: float = 60) -> None:
         self._bin = _bin_dir()
-        self._user = _user()
+        self._as_user = _as_user()
         # Not pytest's folder: that is closed to other users, and a socket's path has 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="modelpress-pg-"))
-        if self._user is not None:
-            shutil.chown(self.folder, self._user)
-        self._settings = settings
+        if self._as_user:
+            shutil.chown(self.folder, "postgres")
+        self._port = port or 5432
+        self._settings = (
+            f"unix_socket_directories={self.folder}",
+            f"listen_addresses={'' if port is None else '127.0.0.1'}",
+            f"port={self._port}",
+            *settings,
+        )
         self._start_limit_s = start_limit_s
         self._process: subprocess.Popen[bytes] | None = None
         subprocess.run(
             [
+                *self._as_user,
                 self._bin / "initdb",
                 f"--pgdata={self.folder / 'data'}",
                 "--username=postgres",
@@ -57,9 +68,6 @@ class PostgresProcess:
             ],
             check=True,
             stdout=subprocess.DEVNULL,
-            user=self._user,
-            group=self._user,
-            extra_groups=None if self._user is None else [],
             cwd="/",
         )
 
@@ -76,27 +84,30 @@ class PostgresProcess:
             time.sleep(0.05)
 
     def _spawn(self) -> None:
-        options = [f"unix_socket_directories={self.folder}", "listen_addresses=", *self._settings]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self._as_user,
                     self._bin / "postgres",
                     "-D",
                     self.folder / "data",
-                    *(word for option in options for word in ("-c", option)),
+                    *(word for setting in self._settings for word in ("-c", setting)),
                 ],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                user=self._user,
-                group=self._user,
-                extra_groups=None if self._user is None else [],
                 cwd="/",
             )
 
     def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(self._bin / program), f"--host={self.folder}", "--username=postgres", *arguments],
+            [
+                str(self._bin / program),
+                f"--host={self.folder}",
+                f"--port={self._port}",
+                "--username=postgres",
+                *arguments,
+            ],
             capture_output=True,
             text=True,
             check=False,

@@ -199,6 +199,21 @@ def test_log_follows_a_call_into_its_operation(tmp_path: Path) -> None:
     assert {entry["method"] for entry in work} == {"SaveModel"}
 
 
+def test_what_libraries_say_of_hostile_messages_is_logged_as_all_else(tmp_path: Path) -> None:
+    no_utf8 = b"\x0a\x01\xff"  # field 1
+    with ServerProcess(tmp_path) as server, grpc.insecure_channel(server.target) as channel:
+        call = channel.unary_unary(
+            "/modelpress.v1.Workspaces/GetWorkspace",
+            request_serializer=lambda request: request,
+            response_deserializer=workspaces_pb2.Workspace.FromString,
+        )
+        for _ in range(30):
+            with pytest.raises(grpc.RpcError):
+                call(no_utf8)
+    complaints = [entry for entry in entries(server) if entry["message"].startswith("protobuf: ")]
+    assert 0 < len(complaints) < 30  # they can be repeated at will
+
+
 def test_metrics_of_a_working_server(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, "--metrics_listen=localhost:0") as server, modelpress.Client(server.target) as client:
         workspace = client.create_workspace("w1").name

@@ -16,8 +16,12 @@
 #include "absl/strings/string_view.h"
 #include "engine/base/status.h"
 #include "engine/model/file_set.h"
+#include "google/protobuf/stubs/logging.h"
 
 namespace modelpress {
+
+// Quiet, as it has something to say of many an input.
+inline google::protobuf::LogHandler* const kOtherwise = google::protobuf::SetLogHandler(nullptr);
 
 inline absl::string_view AsText(const uint8_t* data, size_t size) { return {reinterpret_cast<const char*>(data), size}; }
 
@@ -57,11 +61,13 @@ class InputFolder {
   InputFolder(const InputFolder&) = delete;
   InputFolder& operator=(const InputFolder&) = delete;
 
-  void Write(const std::string& name, absl::string_view bytes) {
+  // The file's path.
+  std::string Write(const std::string& name, absl::string_view bytes) {
     const std::filesystem::path path = folder_ / name;
     std::ofstream(path, std::ios::binary | std::ios::trunc).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-    paths_[name] = path.string();
+    return paths_[name] = path.string();
   }
+  std::string path() const { return folder_.string(); }
   engine::FileSet files() const { return engine::FileSet(paths_); }
 
  private:

@@ -8,7 +8,7 @@ namespace modelpress::engine {
 namespace {
 
 void Run(absl::string_view bytes) {
-  static auto& folder = *new InputFolder();
+  static InputFolder folder;
   folder.Write("d.npy", bytes);
   folder.Write("d.pb", bytes);
   const absl::StatusOr<std::unique_ptr<ArrayReader>> array = OpenNpy(*folder.files().Open("d.npy"));

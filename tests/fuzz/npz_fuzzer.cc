@@ -9,7 +9,7 @@ namespace modelpress::engine {
 namespace {
 
 void Run(absl::string_view bytes) {
-  static auto& folder = *new InputFolder();
+  static InputFolder folder;
   folder.Write("d.npz", bytes);
   const absl::StatusOr<std::unique_ptr<NpzFile>> archive = NpzFile::Open(*folder.files().Open("d.npz"));
   RequireClear(archive.status());

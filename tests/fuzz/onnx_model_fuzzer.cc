@@ -27,7 +27,7 @@ void ReadTensors(const Model& model) {
 }
 
 void Run(absl::string_view bytes) {
-  static auto& folder = *new InputFolder();
+  static InputFolder folder;
   folder.Write("m.onnx", bytes);
   if (!folder.files().Contains("w.bin")) {
     folder.Write("w.bin", std::string(256, '\1'));

@@ -10,7 +10,7 @@ namespace modelpress::engine {
 namespace {
 
 void Run(absl::string_view bytes) {
-  static auto& folder = *new InputFolder();
+  static InputFolder folder;
   folder.Write("w.safetensors", bytes);
   const absl::StatusOr<std::vector<Tensor>> tensors = ReadSafetensors(*folder.files().Open("w.safetensors"));
   RequireClear(tensors.status());

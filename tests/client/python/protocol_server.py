@@ -29,6 +29,7 @@ class Faults:
     """What is to go wrong next."""
 
     break_upload_at: list[int] = field(default_factory=list)  # UNAVAILABLE once so many bytes are held
+    end_upload_at: list[int] = field(default_factory=list)  # another stream sends the rest once so many bytes are held
     break_download_after: list[int] = field(default_factory=list)  # UNAVAILABLE after so many bytes of one stream
     unavailable: dict[str, int] = field(default_factory=dict)  # method -> how many of the next calls fail
     flip_downloaded_bit: bool = False
@@ -180,6 +181,9 @@ class ProtocolServer(
             if self.faults.break_upload_at and len(data) >= self.faults.break_upload_at[0]:
                 del data[self.faults.break_upload_at.pop(0) :]
                 context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
+            if self.faults.end_upload_at and len(data) >= self.faults.end_upload_at[0]:
+                del self.uploads[name], self.faults.end_upload_at[0]
+                abort(context, status(5, f"no {name}", "UPLOAD_NOT_FOUND"))
             if len(data) == upload.size_bytes:
                 del self.uploads[name]
                 if hashlib.sha256(data).hexdigest() != upload.sha256:

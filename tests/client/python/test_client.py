@@ -85,6 +85,13 @@ def test_broken_upload_goes_on_where_it_stopped(client: tuple[Any, _Loop], serve
     assert seen[-1] == Progress("upload", big.stat().st_size, big.stat().st_size)
 
 
+def test_upload_that_another_stream_ended(client: tuple[Any, _Loop], server: ProtocolServer, big: Path) -> None:
+    c, run = client
+    server.faults.end_upload_at = [1_500_000]
+    file = run(c.upload_file("workspaces/a", "big", big))
+    assert server.files[file.name] == big.read_bytes()
+
+
 def test_known_content_is_not_sent(client: tuple[Any, _Loop], server: ProtocolServer, big: Path) -> None:
     c, run = client
     run(c.upload_file("workspaces/a", "one", big))

@@ -6,6 +6,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "tests/server/base/status_testing.h"
 
 namespace modelpress::server {
@@ -87,6 +88,14 @@ TEST(SettingsTest, PasswordsAreMaskedWhereverTheyMayStand) {
             "postgresql://user@host/db?password=***&application_name=x");
   EXPECT_EQ(MaskPassword("host=h password=secret dbname=d"), "host=h password=*** dbname=d");
   EXPECT_EQ(MaskPassword("host=h password = 'se cr\\'et' dbname=d"), "host=h password = *** dbname=d");
+  EXPECT_EQ(MaskPassword("host=h password=se\\ cret&'x y' dbname=d"), "host=h password=***&'x y' dbname=d");
+  EXPECT_EQ(MaskPassword("host=h password='never ends"), "host=h password=***");
+  EXPECT_EQ(MaskPassword("host=h password='a'b dbname=d"), "host=h password=*** dbname=d");
+  EXPECT_EQ(MaskPassword("sslpassword=of_the_key password password=x"), "sslpassword=*** password password=***");
+  EXPECT_EQ(MaskPassword("postgresql://u:a@h/d?password=b&password=c"), "postgresql://u:***@h/d?password=***&password=***");
+  const std::string secret(1'000'000, 'a');
+  EXPECT_EQ(MaskPassword(absl::StrCat("postgresql://u:", secret, "@h")), "postgresql://u:***@h");
+  EXPECT_EQ(MaskPassword(absl::StrCat("password='", secret, "'")), "password=***");
   EXPECT_EQ(MaskPassword("postgresql://host:5432/db"), "postgresql://host:5432/db");
   EXPECT_EQ(MaskPassword("host=h dbname=d"), "host=h dbname=d");
   EXPECT_EQ(MaskPassword(""), "");
@@ -99,6 +108,7 @@ TEST(SettingsTest, NearNamesAreOffered) {
   EXPECT_EQ(DidYouMean("lease", names), "");  // two of five letters: listen is as near
   EXPECT_EQ(DidYouMean("colour", names), "");
   EXPECT_EQ(DidYouMean("x", {}), "");
+  EXPECT_EQ(DidYouMean(std::string(10'000'000, 'x'), names), "");
 }
 
 }  // namespace

@@ -181,6 +181,15 @@ TEST_F(HousekeeperTest, FinishedOperationsAreForgottenInBatches) {
   ASSERT_OK(stores_->jobs().Get("young"));
 }
 
+TEST_F(HousekeeperTest, RequestIdsAreRememberedForADay) {
+  const auto housekeeper = MakeHousekeeper(Options());
+  ASSERT_OK(stores_->jobs().Create(NewJob("o"), "r"));
+  clock_.Advance(absl::Hours(24));
+  EXPECT_EQ(Did(housekeeper->ExpireRequestIds()), 0);
+  clock_.Advance(absl::Seconds(1));
+  EXPECT_EQ(Did(housekeeper->ExpireRequestIds()), 1);
+}
+
 TEST_F(HousekeeperTest, IdleWorkspacesGoOnlyWhereThatIsWanted) {
   ASSERT_OK(stores_->PutFile("a", "one"));
   clock_.Advance(absl::Hours(100'000));

@@ -296,13 +296,32 @@ TEST_P(JobStoreConformance, RequestIdGivesTheJobOfThatTime) {
   ASSERT_OK_AND_ASSIGN(Job other_id, jobs().Create(again, "r2"));
   EXPECT_EQ(other_id.id, "o2");
 
-  // Also in another process, when it is finished, and just before a day is over.
+  // Also in another process, when it is finished, and whatever the clock says.
   ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
-  clock_.Advance(absl::Hours(24) - absl::Seconds(1));
+  clock_.Advance(absl::Hours(1000));
   Reopen();
   ASSERT_OK_AND_ASSIGN(replayed, jobs().Create(again, "r1"));
   EXPECT_EQ(replayed.id, "o1");
   EXPECT_EQ(replayed.metadata.state(), Metadata::CANCELLED);
+}
+
+TEST_P(JobStoreConformance, ForgottenRequestIdsAreNewAgain) {
+  ASSERT_OK(workspaces().CreateWorkspace({kProject, "x"}, "", "r1"));
+  for (const char* id : {"1", "2", "3"}) {
+    clock_.Advance(absl::Seconds(1));
+    ASSERT_OK(jobs().Create(NewJob(absl::StrCat("o", id)), absl::StrCat("r", id)));
+  }
+  ASSERT_OK_AND_ASSIGN(int64_t forgotten, jobs().ForgetRequests(clock_.Now(), 2));
+  EXPECT_EQ(forgotten, 2);
+  ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetRequests(clock_.Now(), 2));
+  EXPECT_EQ(forgotten, 1);
+  ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetRequests(clock_.Now(), 2));
+  EXPECT_EQ(forgotten, 0);
+  Job again = NewJob("again");
+  ASSERT_OK_AND_ASSIGN(const Job job, jobs().Create(again, "r1"));
+  EXPECT_EQ(job.id, "again");
+  EXPECT_REASON(jobs().Create(again, "r3"), REQUEST_ID_REUSED);
+  ASSERT_OK(workspaces().CreateWorkspace({kProject, "y"}, "", "r1"));
 }
 
 TEST_P(JobStoreConformance, AnEmptyRequestIdIsNone) {
@@ -1123,6 +1142,36 @@ TEST_P(JobStoreConformance, OldFinishedJobsAreForgotten) {
   ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetFinished(clock_.Now(), 2));
   EXPECT_EQ(forgotten, 1);
   EXPECT_OK(jobs().Get("o4"));  // ended at that very moment
+}
+
+TEST_P(JobStoreConformance, WhatCameWhileTheClockWasBehindIsNotOld) {
+  ASSERT_OK(jobs().Create(NewJob("before"), "r1"));
+  clock_.Jump(-absl::Hours(1000));
+  ASSERT_OK(jobs().Create(NewJob("behind"), "r2"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "behind"));
+  clock_.Jump(absl::Hours(1000));
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_OK_AND_ASSIGN(int64_t forgotten, jobs().ForgetFinished(clock_.Now() - absl::Hours(1), 10));
+    EXPECT_EQ(forgotten, i);
+    ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetRequests(clock_.Now() - absl::Hours(1), 10));
+    EXPECT_EQ(forgotten, 2 * i);
+    clock_.Advance(absl::Hours(2));
+  }
+  EXPECT_REASON(jobs().Get("behind"), OPERATION_NOT_FOUND);
+}
+
+TEST_P(JobStoreConformance, WhatCameWhileTheClockWasAheadKeepsNothingElse) {
+  clock_.Jump(absl::Hours(1000));
+  ASSERT_OK(jobs().Create(NewJob("ahead"), "r1"));
+  clock_.Jump(-absl::Hours(1000));
+  ASSERT_OK(jobs().Create(NewJob("after"), "r2"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "after"));
+  clock_.Advance(absl::Hours(2));
+  ASSERT_OK_AND_ASSIGN(int64_t forgotten, jobs().ForgetFinished(clock_.Now() - absl::Hours(1), 10));
+  EXPECT_EQ(forgotten, 1);
+  ASSERT_OK_AND_ASSIGN(forgotten, jobs().ForgetRequests(clock_.Now() - absl::Hours(1), 10));
+  EXPECT_EQ(forgotten, 1);
+  EXPECT_OK(jobs().Get("ahead"));
 }
 
 // ---- Projects ---------------------------------------------------------------------------------------------------------------

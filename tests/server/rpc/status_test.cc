@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "google/rpc/error_details.pb.h"
 
@@ -67,6 +68,20 @@ TEST(StatusTest, LongTextsFitIntoTrailers) {
   const grpc::Status status =
       ToGrpcStatus(MakeError(v1::MODEL_UNREADABLE, std::string(100'000, 'x'), {.file = std::string(9000, 'f')}));
   EXPECT_LT(status.error_message().size() + status.error_details().size(), 8000);
+  std::string files;
+  for (int i = 0; i < 1000; ++i) {
+    absl::StrAppend(&files, "f\n");
+  }
+  const absl::Status every_part =
+      MakeError(v1::FILE_NOT_FOUND, std::string(2000, '\n'),
+                {.field = "model", .file = std::string(2000, 'f'), .layer = std::string(2000, '\xC3')});
+  const grpc::Status cut = ToGrpcStatus(WithMetadata(every_part, "missing", files));
+  // Percent-encoded and in base64: 8 KiB, where `grpc-status` and the names have to go as well.
+  EXPECT_LE(3 * cut.error_message().size() + cut.error_details().size() * 4 / 3, 8192 - 256);
+  google::rpc::Status rpc;
+  ASSERT_TRUE(rpc.ParseFromString(cut.error_details()));
+  EXPECT_FALSE(Find<google::rpc::ErrorInfo>(rpc)->metadata().at("layer").empty());
+  EXPECT_GT(Find<google::rpc::PreconditionFailure>(rpc)->violations_size(), 10);
 }
 
 }  // namespace

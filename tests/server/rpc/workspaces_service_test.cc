@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -217,6 +218,22 @@ TEST_F(WorkspacesServiceTest, AStopBetweenStoringAndNamingIsMadeUpFor) {
   EXPECT_TRUE(completed.complete());
   EXPECT_EQ(completed.committed_size(), content.size());
   EXPECT_EQ(Get("workspaces/w/files/a"), content);
+}
+
+TEST_F(WorkspacesServiceTest, CallsThatEndOneUploadTogetherAllFindItComplete) {
+  const std::string content = Content(1000);
+  constexpr int kCalls = 16;
+  PutFile("workspaces/w/files/known", content);
+  for (int round = 0; round < 50; ++round) {
+    std::vector<std::thread> calls;
+    calls.reserve(kCalls);
+    for (int i = 0; i < kCalls; ++i) {
+      calls.emplace_back([&] { EXPECT_TRUE(StartUpload(absl::StrCat("workspaces/w/files/", round), content).complete()); });
+    }
+    for (std::thread& call : calls) {
+      call.join();
+    }
+  }
 }
 
 TEST_F(WorkspacesServiceTest, NoFileIsLargerThanTheServerCanCount) {

@@ -74,6 +74,9 @@ class UnreliableJobStore final : public JobStore {
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override {
     return store_.ForgetFinished(ended_before, limit);
   }
+  absl::StatusOr<int64_t> ForgetRequests(absl::Time came_before, int limit) override {
+    return store_.ForgetRequests(came_before, limit);
+  }
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override {
     return store_.Count();
   }

@@ -12,7 +12,7 @@ namespace {
 
 using State = v1::OperationMetadata;
 
-constexpr RetryLimits kLimits{.max_failures = 3, .max_attempts = 5};
+constexpr RetryLimits kLimits{.max_failures = 3, .max_disk_failures = 5, .max_attempts = 5};
 
 Job JobWith(int attempt, int failures) {
   Job job;
@@ -42,9 +42,14 @@ TEST(RetriesTest, DisksThatFailAreTriedAgainAndCounted) {
   for (const v1::Reason reason : {v1::STORAGE_FULL, v1::STORAGE_ERROR, v1::STORAGE_UNAVAILABLE}) {
     const absl::Status error = MakeError(reason, "no");
     EXPECT_TRUE(IsAnotherAttempt(AfterError(kLimits, JobWith(1, 0), error), /*failed=*/true));
-    EXPECT_TRUE(IsAnotherAttempt(AfterError(kLimits, JobWith(4, 1), error), /*failed=*/true));
-    EXPECT_EQ(ReasonIn(AfterError(kLimits, JobWith(4, 2), error)), v1::Reason_Name(reason));
+    EXPECT_TRUE(IsAnotherAttempt(AfterError(kLimits, JobWith(4, 3), error), /*failed=*/true));
+    EXPECT_EQ(ReasonIn(AfterError(kLimits, JobWith(5, 4), error)), v1::Reason_Name(reason));
   }
+}
+
+TEST(RetriesTest, PausesGrow) {
+  EXPECT_EQ(PauseAfter({}, JobWith(1, 0)), absl::Seconds(1));
+  EXPECT_EQ(PauseAfter({}, JobWith(5, 3)), absl::Seconds(27));
 }
 
 TEST(RetriesTest, DeathsWithoutAnAnswerAreCounted) {

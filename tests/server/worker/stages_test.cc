@@ -269,15 +269,50 @@ TEST_F(StagesTest, CheckpointsStayForTheNextAttemptAndGoWithTheOperation) {
   WaitUntil([&] { return std::filesystem::is_empty(options_.scratch_folder); });
 }
 
-TEST_F(StagesTest, ADiskThatFailsTheEngineIsTriedAgainThreeTimes) {
-  RunEvent answer;
-  *answer.mutable_result()->mutable_error() = ToRpcStatus(MakeError(v1::STORAGE_FULL, "no space"));
-  UseEngine("cat " + folder_.path() + "/full");
-  WriteTestFile(folder_.path() + "/full", Frame(answer));
-  StartWorker();
-  Submit("j");
-  ExpectEnd("j", State::FAILED, 3);
+class FailingDiskTest : public StagesTest {
+ protected:
+  void SetUp() override {
+    StagesTest::SetUp();
+    RunEvent answer;
+    *answer.mutable_result()->mutable_error() = ToRpcStatus(MakeError(v1::STORAGE_FULL, "no space"));
+    UseEngine(absl::StrCat("printf $$ > $1/started\ncat ", folder_.path(), "/full"));
+    WriteTestFile(folder_.path() + "/full", Frame(answer));
+    options_.retries.first_pause = absl::Milliseconds(10);
+    StartWorker();
+    Submit("j");
+  }
+  // Until the first attempt has failed and is held back.
+  void AwaitPause() {
+    WaitUntil([&] { return Get("j").metadata.state() == State::RUNNING; });
+    WaitUntil([&] { return !std::filesystem::exists(Folder()); });
+  }
+};
+
+TEST_F(FailingDiskTest, IsTriedAgainWithPauses) {
+  const absl::Duration begin = clock_.Elapsed();
+  WaitUntil([&] {
+    clock_.Advance(absl::Milliseconds(1));
+    return Get("j").done();
+  });
+  ExpectEnd("j", State::FAILED, 5);
   EXPECT_EQ(ReasonOf(FromRpcStatus(*Get("j").error)), v1::STORAGE_FULL);
+  EXPECT_GE(clock_.Elapsed() - begin, 40 * options_.retries.first_pause);
+}
+
+TEST_F(FailingDiskTest, APauseHoldsTheOperation) {
+  AwaitPause();
+  EXPECT_EQ(Get("j").metadata.state(), State::RUNNING);
+  EXPECT_EQ(Get("j").metadata.attempt(), 1);
+  ASSERT_OK(stores_->jobs().RequestCancel(kProject, "j"));
+  events_->Notify();
+  ExpectEnd("j", State::CANCELLED, 1);
+}
+
+TEST_F(FailingDiskTest, ADrainEndsAPause) {
+  AwaitPause();
+  worker_->Stop(absl::Hours(1));
+  EXPECT_EQ(Get("j").metadata.state(), State::PENDING);
+  EXPECT_EQ(Get("j").failures, 1);
 }
 
 }  // namespace

@@ -114,6 +114,8 @@ _RESPONSES: dict[str, type[Any]] = {
 }
 
 # One WaitOperation: short where somebody watches the progress.
+# What a stream meets whose upload another stream has carried on, or ended.
+_UPLOAD_MOVED = ("UPLOAD_OFFSET_MISMATCH", "UPLOAD_NOT_FOUND")
 _LONG_POLL_S = 20.0
 _PROGRESS_POLL_S = 0.25
 _POLL_SLACK_S = 30.0
@@ -410,7 +412,9 @@ class AsyncClient:
                 error = errors.Unavailable("the server ended the upload before the last byte")
             except errors.Unavailable as broken:
                 error = broken
-            except errors.OutOfRange as moved:  # another stream of this upload came first
+            except (errors.OutOfRange, errors.NotFound) as moved:  # another stream of this upload came first
+                if moved.reason not in _UPLOAD_MOVED:
+                    raise
                 error = errors.Unavailable(moved.message, reason=moved.reason, metadata=moved.metadata)
             await self._transport.sleep(retries.delay_after(error))
 
