@@ -1,6 +1,7 @@
 #include "engine/quantize/weights.h"
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -122,7 +123,7 @@ class TransposedPayload final : public ElementPayload<float> {
     while (!out.empty()) {
       const uint64_t index = first / stripe_elements;
       const std::shared_ptr<StripeCache::Stripe> stripe = cache_->Find(tensor_, index);
-      absl::call_once(stripe->filled, [&] { stripe->status = Gather(index * stripe_columns_, stripe->values); });
+      std::call_once(stripe->filled, [&] { stripe->status = Gather(index * stripe_columns_, stripe->values); });
       MP_RETURN_IF_ERROR(stripe->status);
       const uint64_t at = first % stripe_elements;
       const uint64_t count = std::min<uint64_t>(out.size(), stripe->values.size() - at);
@@ -164,12 +165,12 @@ class TransposedPayload final : public ElementPayload<float> {
 }  // namespace
 
 int StripeCache::NewTensor() {
-  const absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   return ++tensors_;
 }
 
 std::shared_ptr<StripeCache::Stripe> StripeCache::Find(int tensor, uint64_t index) {
-  const absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   auto it = std::find_if(stripes_.begin(), stripes_.end(),
                          [&](const Entry& entry) { return entry.tensor == tensor && entry.index == index; });
   if (it == stripes_.end()) {

@@ -6,13 +6,11 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
-#include "absl/base/call_once.h"
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "engine/model/model.h"
 #include "engine/model/payload.h"
@@ -72,7 +70,7 @@ PayloadPtr AsDequantized(IntegerWeightPtr weight);
 class StripeCache {
  public:
   struct Stripe {
-    absl::once_flag filled;  // whoever comes first fills it, outside the cache's lock
+    std::once_flag filled;  // whoever comes first fills it, outside the cache's lock
     absl::Status status;
     std::vector<float> values;
   };
@@ -88,9 +86,9 @@ class StripeCache {
     uint64_t index;
     std::shared_ptr<Stripe> stripe;
   };
-  absl::Mutex mutex_;
-  int tensors_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::deque<Entry> stripes_ ABSL_GUARDED_BY(mutex_);  // the last one used first
+  std::mutex mutex_;
+  int tensors_ = 0;
+  std::deque<Entry> stripes_;  // the last one used first
 };
 
 // The float32 values of `source` (shape [rows, columns]) transposed.

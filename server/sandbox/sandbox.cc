@@ -23,18 +23,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/base/posix.h"
-
-// Sanitizers have threads of their own, read /proc and make calls that no engine makes: neither Landlock nor seccomp are set up
-// in such a build, which is one for tests.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define MODELPRESS_UNDER_SANITIZER 1
-#else
-#define MODELPRESS_UNDER_SANITIZER 0
-#endif
+#include "server/base/sanitizers.h"
 
 namespace modelpress::server {
 namespace {
 
+// Why neither Landlock nor seccomp are set up (server/base/sanitizers.h).
 constexpr char kSanitized[] = "this is a build with sanitizers";
 
 std::string Failed(const char* what) { return absl::StrCat(what, ": ", std::strerror(errno)); }
@@ -136,7 +130,7 @@ bool HasOneThread() {
 
 Mechanism EnterLandlock(const std::vector<int>& folders) {
   Mechanism result{.name = kLandlock};
-  if (MODELPRESS_UNDER_SANITIZER) {
+  if (kUnderSanitizer) {
     result.detail = kSanitized;
     return result;
   }
@@ -312,7 +306,7 @@ bool KernelHasSeccomp() {
 
 Mechanism AvailableSeccomp() {
   Mechanism result{.name = kSeccomp};
-  if (MODELPRESS_UNDER_SANITIZER) {
+  if (kUnderSanitizer) {
     result.detail = kSanitized;
   } else if (!KernelHasSeccomp()) {
     result.detail = absl::StrCat("the kernel cannot filter system calls (", std::strerror(errno), ")");
@@ -324,7 +318,7 @@ Mechanism AvailableSeccomp() {
 
 Mechanism AvailableLandlock() {
   Mechanism result{.name = kLandlock};
-  if (MODELPRESS_UNDER_SANITIZER) {
+  if (kUnderSanitizer) {
     result.detail = kSanitized;
   } else {
     result.active = LandlockVersion(result.detail) >= kMinLandlockVersion;
@@ -343,7 +337,7 @@ std::vector<Mechanism> AvailableMechanisms(const std::optional<SandboxUser>& use
   return {Mechanism{.name = kPrivileges, .active = true}, own_user, AvailableLandlock(), AvailableSeccomp()};
 }
 
-Sandbox::Sandbox() : filter_(MODELPRESS_UNDER_SANITIZER ? nullptr : std::make_unique<Filter>()) {}
+Sandbox::Sandbox() : filter_(kUnderSanitizer ? nullptr : std::make_unique<Filter>()) {}
 
 Sandbox::~Sandbox() = default;
 

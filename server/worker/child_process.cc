@@ -24,13 +24,7 @@
 #include "absl/strings/str_split.h"
 #include "engine/base/status.h"
 #include "server/base/clock.h"
-
-// Sanitizers reserve terabytes of address space that RLIMIT_DATA would count.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define MODELPRESS_UNDER_SANITIZER 1
-#else
-#define MODELPRESS_UNDER_SANITIZER 0
-#endif
+#include "server/base/sanitizers.h"
 
 namespace modelpress::server {
 namespace {
@@ -159,7 +153,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::str
   if (limits.file_bytes > 0) {
     SetLimit(pid, RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes);
   }
-  if (limits.memory_bytes > 0 && !MODELPRESS_UNDER_SANITIZER) {
+  if (limits.memory_bytes > 0 && !kUnderSanitizer) {
     SetLimit(pid, RLIMIT_DATA, limits.memory_bytes, limits.memory_bytes);
   }
   return child;

@@ -123,26 +123,24 @@ void LeaseKeeper::Loop() {
       continue;
     }
     const bool changed = std::exchange(changed_, false);
-    const bool progressed = progress_new_;
-    const v1::Progress progress = progress_;
     lock.unlock();
     if (changed) {
       ticket = await_change(events_.generation());
       Look();
     }
-    if (const absl::Duration now = clock_.Elapsed(); now >= beat_at || (progressed && now >= progress_at)) {
-      {
-        const std::lock_guard relock(mutex_);
-        progress_new_ = false;
-      }
+    lock.lock();
+    if (const absl::Duration now = clock_.Elapsed(); now >= beat_at || (progress_new_ && now >= progress_at)) {
+      const bool progressed = std::exchange(progress_new_, false);
+      const v1::Progress progress = progress_;
+      lock.unlock();
       Beat(progress);
       if (progressed && !failing_) {
         events_.Notify();
       }
+      lock.lock();
       beat_at = now + (failing_ ? std::min(lease_ / 3, kRetryInterval) : lease_ / 3);
       progress_at = now + kProgressInterval;
     }
-    lock.lock();
   }
   lock.unlock();
   events_.Cancel(ticket);

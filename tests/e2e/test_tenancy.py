@@ -187,7 +187,8 @@ class Case:
     Attributes:
         request: the request that names these things.
         code: of the answer to another project.
-        own_code: the same where it has a workspace of that name itself, without the things in it; "": the call names nothing else.
+        own_code: the same where it has a workspace of that name itself, without the things in it; "": the call names
+            nothing else.
         owner_code: of the answer to the project that has them.
     """
 

@@ -31,6 +31,8 @@ class UnreliableJobStore final : public JobStore {
     const std::lock_guard lock(mutex_);
     failures_[method] = {times, failure};
   }
+  // Has `hook` called at the beginning of every call of `method`, on the caller's thread. Before the store is used.
+  void BeforeEvery(const std::string& method, std::function<void()> hook) { hooks_[method] = std::move(hook); }
   // How many calls of `method` have failed.
   int failed(const std::string& method) {
     const std::lock_guard lock(mutex_);
@@ -88,6 +90,9 @@ class UnreliableJobStore final : public JobStore {
  private:
   template <typename Result>
   Result Call(const std::string& method, const std::function<Result()>& call) {
+    if (const auto hook = hooks_.find(method); hook != hooks_.end()) {
+      hook->second();
+    }
     std::optional<Failure> failure;
     {
       const std::lock_guard lock(mutex_);
@@ -107,6 +112,7 @@ class UnreliableJobStore final : public JobStore {
   }
 
   JobStore& store_;
+  std::map<std::string, std::function<void()>> hooks_;
   std::mutex mutex_;
   std::map<std::string, std::pair<int, Failure>> failures_;
   std::map<std::string, int> failed_;
