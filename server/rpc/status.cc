@@ -3,7 +3,11 @@
 #include <map>
 #include <string>
 
+#include "absl/log/log.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "engine/base/status.h"
 #include "engine/base/utf8.h"
 #include "google/rpc/error_details.pb.h"
@@ -40,6 +44,27 @@ google::rpc::PreconditionFailure Missing(const std::string& files) {
   return failure;
 }
 
+// What callers are told of an error: not where the server keeps its files, nor what its database is. That is logged.
+std::string PublicMessage(const absl::Status& status) {
+  const v1::Reason reason = ReasonOf(status);
+  const absl::string_view message = status.message();
+  if (reason != v1::STORAGE_ERROR && reason != v1::STORAGE_FULL && reason != v1::STORAGE_UNAVAILABLE) {
+    return std::string(message);
+  }
+  std::string text;
+  if (absl::StartsWith(message, "database ")) {
+    text = reason == v1::STORAGE_FULL          ? "the server's disk is full; free space there and try again"
+           : reason == v1::STORAGE_UNAVAILABLE ? "the server's database cannot be reached at the moment; try again"
+                                               : "the server's database failed; its log says more";
+  } else {  // files by their last names
+    for (const absl::string_view word : absl::StrSplit(message, ' ')) {
+      absl::StrAppend(&text, text.empty() ? "" : " ", absl::StartsWith(word, "/") ? word.substr(word.rfind('/') + 1) : word);
+    }
+  }
+  LOG_IF(WARNING, text != message) << "callers are not told all of this: " << status;
+  return text;
+}
+
 // `max_text`: bytes of a text of any length.
 google::rpc::Status Convert(const absl::Status& status, size_t max_text) {
   google::rpc::Status rpc;
@@ -50,7 +75,7 @@ google::rpc::Status Convert(const absl::Status& status, size_t max_text) {
     return Convert(MakeError(v1::INTERNAL_ERROR, status.ToString(absl::StatusToStringMode::kDefault)), max_text);
   }
   const std::map<std::string, std::string> metadata = MetadataOf(status);
-  const std::string message = AsUtf8(status.message(), max_text);
+  const std::string message = AsUtf8(PublicMessage(status), max_text);
   rpc.set_code(static_cast<int>(status.code()));
   rpc.set_message(message);
   google::rpc::ErrorInfo info;

@@ -37,6 +37,21 @@ TEST(StatusTest, EveryReasonHasItsCodeAndName) {
   }
 }
 
+TEST(StatusTest, CallersAreNotToldWhereTheServerKeepsThings) {
+  auto told = [](v1::Reason reason, const char* message) { return ToGrpcStatus(MakeError(reason, message)).error_message(); };
+  EXPECT_EQ(told(v1::STORAGE_ERROR, "the server cannot open /srv/data/scratch/o-1/m.onnx: Input/output error"),
+            "the server cannot open m.onnx: Input/output error");
+  EXPECT_EQ(told(v1::STORAGE_FULL, "out/m.onnx: cannot write: No space left on device"),
+            "out/m.onnx: cannot write: No space left on device");
+  EXPECT_EQ(told(v1::STORAGE_FULL, "database /srv/data/modelpress.db: database or disk is full (SQLite code 13)"),
+            "the server's disk is full; free space there and try again");
+  EXPECT_EQ(told(v1::STORAGE_ERROR, "database /srv/data/modelpress.db: disk I/O error (SQLite code 266)"),
+            "the server's database failed; its log says more");
+  EXPECT_EQ(told(v1::STORAGE_UNAVAILABLE, "database postgresql://me@db.example/x: connection refused; try again"),
+            "the server's database cannot be reached at the moment; try again");
+  EXPECT_EQ(told(v1::REQUEST_INVALID, "/etc/passwd is no name of a file"), "/etc/passwd is no name of a file");
+}
+
 TEST(StatusTest, FieldBecomesViolation) {
   const google::rpc::Status rpc =
       ToRpcStatus(MakeError(v1::RECORD_VALUE, "bad", {.field = "record_file", .file = "r.txt", .line = 3}));
