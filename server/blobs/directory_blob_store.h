@@ -55,8 +55,9 @@ class DirectoryBlobStore final : public BlobStore {
   //
   // Gives the file, open as `file` and synced, its name as a blob, and takes its old one.
   absl::Status Rename(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob);
-  // The same for an upload at `path`. Where there is such a blob, that gets the upload's name and goes later (RemoveOrphanedUploads
-  // of server/housekeeping): freeing it here takes time, by which whoever sends a content could tell that somebody else has it.
+  // The same for an upload at `path`. Where there is such a blob, that gets the upload's name and goes later
+  // (RemoveOrphanedUploads of server/housekeeping): freeing it here takes time, by which whoever sends a content could tell that
+  // somebody else has it.
   absl::Status Replace(const UniqueFd& file, const std::string& path, const BlobInfo& blob);
   // Gives it its name as a blob and leaves it the old one, where the file system has links.
   absl::Status Link(const UniqueFd& file, int parent, const std::string& name, const BlobInfo& blob);
