@@ -32,6 +32,7 @@ constexpr char kManifest[] = "/manifest.json";
 constexpr char kDatabasePrefix[] = "database-";
 constexpr int kFormat = 1;
 constexpr size_t kPiece = size_t{1} << 20;
+constexpr size_t kMaxManifest = size_t{1} << 20;
 constexpr size_t kUploadIdSize = 60;  // of a digest's 64 digits; upload ids have at most 63
 
 // What a database refers to: as WorkspaceStore::RemoveUnreferenced has it.
@@ -46,30 +47,13 @@ struct Manifest {
 
 absl::Status Damaged(absl::string_view message) { return MakeError(v1::STORAGE_ERROR, message); }
 
-absl::StatusOr<std::string> ReadAll(const std::string& path, Sha256* hash) {
+absl::StatusOr<BlobInfo> InfoOf(const std::string& path) {
   MP_ASSIGN_OR_RETURN(const UniqueFd file, OpenFile(path, O_RDONLY));
-  std::string text;
-  std::vector<char> buffer(kPiece);
-  while (true) {
-    const ssize_t count = read(file.get(), buffer.data(), buffer.size());
-    if (count < 0 && errno != EINTR) {
-      return ErrnoError(errno, "read", path);
-    }
-    if (count == 0) {
-      return text;
-    }
-    if (count > 0 && hash != nullptr) {
-      hash->Update(buffer.data(), static_cast<size_t>(count));
-    } else if (count > 0) {
-      text.append(buffer.data(), static_cast<size_t>(count));
-    }
-  }
-}
-
-absl::StatusOr<std::string> DigestOfFile(const std::string& path) {
   Sha256 hash;
-  MP_RETURN_IF_ERROR(ReadAll(path, &hash).status());
-  return hash.HexDigest();
+  BlobInfo info;
+  MP_ASSIGN_OR_RETURN(info.size_bytes, HashFile(file.get(), path, hash));
+  info.sha256 = hash.HexDigest();
+  return info;
 }
 
 // Under its name completely or not at all.
@@ -90,7 +74,7 @@ absl::Status WriteFile(const std::string& folder, const std::string& name, const
 
 absl::StatusOr<Manifest> ReadManifest(const std::string& folder) {
   const std::string path = folder + kManifest;
-  MP_ASSIGN_OR_RETURN(const std::string text, ReadAll(path, nullptr));
+  MP_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kMaxManifest));
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   const bool is_manifest = json.is_object() && json.contains("format") && json.contains("database") && json.contains("sha256") &&
                            json["format"] == kFormat && json["database"].is_string() && json["sha256"].is_string();
@@ -180,8 +164,8 @@ absl::Status Prune(const std::string& folder, const Manifest& manifest, const st
 // The database of a verified manifest, opened.
 absl::StatusOr<ReadOnlySqlite> OpenBackedUp(const std::string& folder, const Manifest& manifest) {
   const std::string path = absl::StrCat(folder, "/", manifest.database);
-  MP_ASSIGN_OR_RETURN(const std::string sha256, DigestOfFile(path));
-  if (sha256 != manifest.sha256) {
+  MP_ASSIGN_OR_RETURN(const BlobInfo found, InfoOf(path));
+  if (found.sha256 != manifest.sha256) {
     return Damaged(absl::StrCat(path, " is damaged: its digest is not that of the manifest"));
   }
   MP_ASSIGN_OR_RETURN(ReadOnlySqlite database, ReadOnlySqlite::Open(path));
@@ -219,7 +203,8 @@ absl::StatusOr<BackupSummary> Backup(const std::string& data_folder, const std::
   Manifest manifest{.database = absl::StrCat(kDatabasePrefix, moment, ".db")};
   const std::string snapshot_path = absl::StrCat(backup_folder, "/", manifest.database);
   MP_RETURN_IF_ERROR(living.CopyTo(snapshot_path));
-  MP_ASSIGN_OR_RETURN(manifest.sha256, DigestOfFile(snapshot_path));
+  MP_ASSIGN_OR_RETURN(const BlobInfo copied, InfoOf(snapshot_path));
+  manifest.sha256 = copied.sha256;
   MP_ASSIGN_OR_RETURN(ReadOnlySqlite snapshot, OpenBackedUp(backup_folder, manifest));
   MP_ASSIGN_OR_RETURN(std::vector<std::string> kept, snapshot.Column(kNeeded));
   MP_RETURN_IF_ERROR(CopyNeeded(*from, *to, kept, summary));
@@ -252,13 +237,12 @@ absl::StatusOr<BackupSummary> VerifyBackup(const std::string& backup_folder) {
   BackupSummary summary;
   for (const std::string& sha256 : needed) {
     const std::string path = store->Path(sha256);
-    MP_ASSIGN_OR_RETURN(const std::string found, DigestOfFile(path));
-    if (found != sha256) {
+    MP_ASSIGN_OR_RETURN(const BlobInfo found, InfoOf(path));
+    if (found.sha256 != sha256) {
       return Damaged(absl::StrCat(path, " is damaged: its bytes have another digest"));
     }
-    MP_ASSIGN_OR_RETURN(const std::unique_ptr<BlobReader> reader, store->Open(sha256));
     ++summary.blobs;
-    summary.bytes += reader->size();
+    summary.bytes += found.size_bytes;
   }
   return summary;
 }

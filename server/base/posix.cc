@@ -40,6 +40,47 @@ absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, unsigned m
   return UniqueFd(fd);
 }
 
+absl::StatusOr<size_t> ReadFully(int fd, const std::string& path, uint64_t offset, absl::Span<char> out) {
+  size_t done = 0;
+  while (done < out.size()) {
+    ssize_t count = pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      return ErrnoError(errno, "read", path);
+    }
+    if (count == 0) {
+      break;
+    }
+    done += count;
+  }
+  return done;
+}
+
+absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t max_size) {
+  // Does not wait for whoever writes into a pipe.
+  MP_ASSIGN_OR_RETURN(const UniqueFd file, OpenFile(path, O_RDONLY | O_NONBLOCK));
+  std::string text;
+  while (true) {
+    char buffer[16 << 10];
+    const ssize_t size = read(file.get(), buffer, sizeof(buffer));
+    if (size < 0 && errno == EINTR) {
+      continue;
+    }
+    if (size < 0) {
+      return ErrnoError(errno, "read", path);
+    }
+    if (size == 0) {
+      return text;
+    }
+    text.append(buffer, static_cast<size_t>(size));
+    if (text.size() > max_size) {
+      return MakeError(v1::REQUEST_INVALID, absl::StrCat("the file is larger than ", max_size, " bytes"), {.file = path});
+    }
+  }
+}
+
 absl::StatusOr<UniqueFd> OpenFolderBeneath(const UniqueFd& folder, const std::string& name, const std::string& shown) {
   open_how how = {};
   how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;

@@ -2,12 +2,14 @@
 #ifndef MODELPRESS_SERVER_BASE_POSIX_H_
 #define MODELPRESS_SERVER_BASE_POSIX_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 
 namespace modelpress::server {
 
@@ -40,6 +42,12 @@ absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, unsigned m
 // Opens the folder `name` ("a/b", "" for `folder` itself) below the folder open as `folder`, as O_PATH: neither "..", an absolute
 // path nor a symbolic link leads out of it or anywhere else. STORAGE_ERROR. `shown` is the path in errors.
 absl::StatusOr<UniqueFd> OpenFolderBeneath(const UniqueFd& folder, const std::string& name, const std::string& shown);
+
+// pread(2) until `out` is full or the file ends; returns the number of bytes.
+absl::StatusOr<size_t> ReadFully(int fd, const std::string& path, uint64_t offset, absl::Span<char> out);
+
+// All of a file that is small. REQUEST_INVALID if it is larger than `max_size`.
+absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t max_size);
 
 // Waits until the exclusive flock(2) of the file at `path`, which is made if missing, is held.
 absl::StatusOr<UniqueFd> LockFile(const std::string& path);

@@ -1,17 +1,26 @@
 #include "server/base/sha256.h"
 
+#include <fcntl.h>
 #include <openssl/evp.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "engine/base/status.h"
+#include "server/base/posix.h"
 
 namespace modelpress::server {
 namespace {
+
+constexpr size_t kPiece = size_t{1} << 20;
 
 // OpenSSL's digest calls fail only without memory or without its default provider: nothing could go on then.
 void Require(bool success) {
@@ -36,6 +45,23 @@ std::string Sha256::HexDigest() {
   unsigned size = 0;
   Require(EVP_DigestFinal_ex(context_.get(), digest.data(), &size) == 1);
   return absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(digest.data()), size));
+}
+
+absl::StatusOr<uint64_t> HashFile(int fd, const std::string& path, Sha256& hash, const std::stop_token& stop) {
+  posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+  std::vector<char> buffer(kPiece);
+  uint64_t size = 0;
+  while (true) {
+    if (stop.stop_requested()) {
+      return absl::CancelledError(absl::StrCat("hashing ", path, " was stopped"));
+    }
+    MP_ASSIGN_OR_RETURN(size_t count, ReadFully(fd, path, size, absl::MakeSpan(buffer)));
+    hash.Update(buffer.data(), count);
+    size += count;
+    if (count < buffer.size()) {
+      return size;
+    }
+  }
 }
 
 std::string Sha256Hex(const std::string& bytes) {

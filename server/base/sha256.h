@@ -4,8 +4,12 @@
 #include <openssl/types.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <stop_token>
 #include <string>
+
+#include "absl/status/statusor.h"
 
 namespace modelpress::server {
 
@@ -23,6 +27,10 @@ class Sha256 {
   };
   std::unique_ptr<EVP_MD_CTX, Free> context_;
 };
+
+// Adds the bytes of the file open as `fd`, from its start to its end, to `hash`; returns their number. `path` is for errors.
+// CANCELLED once a stop is requested.
+absl::StatusOr<uint64_t> HashFile(int fd, const std::string& path, Sha256& hash, const std::stop_token& stop = {});
 
 // Lower-case hex of the SHA-256 of `bytes`.
 std::string Sha256Hex(const std::string& bytes);

@@ -22,7 +22,6 @@ namespace modelpress::server {
 namespace {
 
 constexpr int kFanOut = 256;  // folders
-constexpr size_t kReadSize = size_t{1} << 20;
 // So much is written before the kernel is asked to start putting it on the disk: enough for long requests, little enough
 // that hashing what comes next overlaps with it.
 constexpr uint64_t kWriteBackSize = uint64_t{8} << 20;
@@ -46,43 +45,6 @@ absl::StatusOr<std::optional<uint64_t>> FileSize(const std::string& path) {
     return ErrnoError(errno, "look at", path);
   }
   return S_ISREG(info.st_mode) ? std::optional<uint64_t>(info.st_size) : std::nullopt;
-}
-
-absl::StatusOr<size_t> ReadFully(int fd, const std::string& path, uint64_t offset, absl::Span<char> out) {
-  size_t done = 0;
-  while (done < out.size()) {
-    ssize_t count = pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
-    if (count < 0 && errno == EINTR) {
-      continue;
-    }
-    if (count < 0) {
-      return ErrnoError(errno, "read", path);
-    }
-    if (count == 0) {
-      break;
-    }
-    done += count;
-  }
-  return done;
-}
-
-// Adds the bytes of a file from its start to its end to `hash`; returns their number.
-// CANCELLED once a stop is requested.
-absl::StatusOr<uint64_t> HashFile(int fd, const std::string& path, Sha256& hash, const std::stop_token& stop = {}) {
-  posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-  std::vector<char> buffer(kReadSize);
-  uint64_t size = 0;
-  while (true) {
-    if (stop.stop_requested()) {
-      return absl::CancelledError(absl::StrCat("hashing ", path, " was stopped"));
-    }
-    MP_ASSIGN_OR_RETURN(size_t count, ReadFully(fd, path, size, absl::MakeSpan(buffer)));
-    hash.Update(buffer.data(), count);
-    size += count;
-    if (count < buffer.size()) {
-      return size;
-    }
-  }
 }
 
 // Asks the kernel to start writing a part of a file to the disk (length 0: to the end). Only a hint: errors show at fdatasync.

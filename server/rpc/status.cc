@@ -44,6 +44,13 @@ google::rpc::PreconditionFailure Missing(const std::string& files) {
   return failure;
 }
 
+// An error of somebody else's code is ours.
+absl::Status WithReason(const absl::Status& status) {
+  return ReasonOf(status) == v1::REASON_UNSPECIFIED
+             ? MakeError(v1::INTERNAL_ERROR, status.ToString(absl::StatusToStringMode::kDefault))
+             : status;
+}
+
 // What callers are told of an error: not where the server keeps its files, nor what its database is. That is logged.
 std::string PublicMessage(const absl::Status& status) {
   const v1::Reason reason = ReasonOf(status);
@@ -65,17 +72,11 @@ std::string PublicMessage(const absl::Status& status) {
   return text;
 }
 
-// `max_text`: bytes of a text of any length.
-google::rpc::Status Convert(const absl::Status& status, size_t max_text) {
+// Of an error with a reason, `public_message` being that of it. `max_text`: bytes of a text of any length.
+google::rpc::Status Convert(const absl::Status& status, const std::string& public_message, size_t max_text) {
   google::rpc::Status rpc;
-  if (status.ok()) {
-    return rpc;
-  }
-  if (ReasonOf(status) == v1::REASON_UNSPECIFIED) {
-    return Convert(MakeError(v1::INTERNAL_ERROR, status.ToString(absl::StatusToStringMode::kDefault)), max_text);
-  }
   const std::map<std::string, std::string> metadata = MetadataOf(status);
-  const std::string message = AsUtf8(PublicMessage(status), max_text);
+  const std::string message = AsUtf8(public_message, max_text);
   rpc.set_code(static_cast<int>(status.code()));
   rpc.set_message(message);
   google::rpc::ErrorInfo info;
@@ -104,16 +105,25 @@ google::rpc::Status Convert(const absl::Status& status, size_t max_text) {
 
 }  // namespace
 
-google::rpc::Status ToRpcStatus(const absl::Status& status) { return Convert(status, kMaxText); }
+google::rpc::Status ToRpcStatus(const absl::Status& status) {
+  if (status.ok()) {
+    return {};
+  }
+  const absl::Status error = WithReason(status);
+  return Convert(error, PublicMessage(error), kMaxText);
+}
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) {
     return grpc::Status::OK;
   }
+  const absl::Status error = WithReason(status);
+  const std::string message = PublicMessage(error);
   size_t max_text = kMaxText;
-  google::rpc::Status rpc = ToRpcStatus(status);
-  for (; rpc.ByteSizeLong() > kMaxDetails; rpc = Convert(status, max_text)) {
+  google::rpc::Status rpc = Convert(error, message, max_text);
+  while (rpc.ByteSizeLong() > kMaxDetails) {
     max_text /= 2;
+    rpc = Convert(error, message, max_text);
   }
   return {static_cast<grpc::StatusCode>(rpc.code()), AsUtf8(rpc.message(), kMaxDescription), rpc.SerializeAsString()};
 }

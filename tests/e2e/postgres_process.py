@@ -159,14 +159,6 @@ class PostgresProcess:
             os.kill(pids[0], signal.SIGKILL)
         return len(pids)
 
-    def pause(self) -> None:
-        """SIGSTOP of the first process: nobody can connect until resume(); those connected go on."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        os.kill(self.pid, signal.SIGCONT)
-
     def stop(self) -> None:
         """A fast shutdown: connections are closed, data is written."""
         assert self._process is not None

@@ -43,7 +43,6 @@ DAY_S = 86_400.0
 # What a user meets while something is broken, and tries again: no answer, or the server's disk.
 TROUBLE = {"", "STORAGE_ERROR", "STORAGE_FULL", "STORAGE_UNAVAILABLE", "SERVER_DRAINING", "UPLOAD_BUSY"}
 
-
 FAILED = (operations_pb2.OperationMetadata.FAILED, operations_pb2.OperationMetadata.CANCELLED)
 
 # ---- users ----
@@ -233,9 +232,7 @@ class Faults:
 
     def stop_database(self) -> None:
         assert self._site.postgres is not None
-        self._site.postgres.pause()
-        time.sleep(self._chance.uniform(1.2, 2.0) * LEASE_S)
-        self._site.postgres.resume()
+        self._stop(self._site.postgres.pid)
 
     def cut_database(self) -> None:
         assert self._site.database_proxy is not None
@@ -251,7 +248,7 @@ def undisturbed(client: modelpress.Client, workload: workloads.Workload) -> dict
     workload.upload(client, workspace)
     response = workload.start(client, workspace).result(timeout=PATIENCE_S)
     client.delete_workspace(workspace)
-    return {name: file.sha256 for name, file in workloads.outputs_of(response).items()}
+    return workloads.digests_of(response)
 
 
 def await_progress(users: list[User], working: list[Future[None]]) -> None:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import modelpress
 
 from tests.e2e.server_process import ServerProcess
-from tests.fault.workloads import outputs_of, quantize_model
+from tests.fault.workloads import digests_of, quantize_model
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def digests(response: Any) -> dict[str, str]:
-    return {name: file.sha256 for name, file in outputs_of(response).items()}
 
 
 def test_a_killed_calibration_goes_on(tmp_path: Path) -> None:
@@ -25,7 +21,7 @@ def test_a_killed_calibration_goes_on(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, "--workers=1") as server, modelpress.Client(server.target) as client:
         workspace = client.create_workspace("checkpoints").name
         workload.upload(client, workspace)
-        expected = digests(workload.start(client, workspace).result(timeout=300))
+        expected = digests_of(workload.start(client, workspace).result(timeout=300))
         operation = workload.start(client, workspace)
         deadline = time.monotonic() + 120
         while not list((server.data_dir / "scratch").rglob("calibration")):
@@ -33,7 +29,7 @@ def test_a_killed_calibration_goes_on(tmp_path: Path) -> None:
             assert not operation.done(), "it was to be killed before"
         for child in server.children():
             os.kill(child, signal.SIGKILL)
-        assert digests(operation.result(timeout=300)) == expected
+        assert digests_of(operation.result(timeout=300)) == expected
         assert operation.metadata.attempt == 2
         assert "resumed calibration " in server.log()
     assert not list((server.data_dir / "scratch").rglob("*")), "the checkpoints are gone with the operation"

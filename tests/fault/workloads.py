@@ -48,6 +48,11 @@ def outputs_of(response: Any) -> dict[str, workspaces_pb2.File]:
     return {field.name: value for field, value in response.ListFields() if isinstance(value, workspaces_pb2.File)}
 
 
+def digests_of(response: Any) -> dict[str, str]:
+    """The digests of those files."""
+    return {name: file.sha256 for name, file in outputs_of(response).items()}
+
+
 def save_model(folder: Path, *, megabytes: int, seed: int) -> Workload:
     """Saves a chain of Gemm layers: seconds or less, mostly reading and writing."""
     folder.mkdir(parents=True)
