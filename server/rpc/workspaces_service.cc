@@ -1,7 +1,6 @@
 #include "server/rpc/workspaces_service.h"
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
@@ -51,16 +50,17 @@ absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow&
 // asked for, so that memory holds one message per stream and only one thread at a time touches the state.
 class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesRequest> {
  public:
-  // `open`: streams that are under way, counted here.
-  UploadReactor(const TransferContext& context, const grpc::ServerContextBase& call, std::atomic<int>& open, int max_open,
-                v1::Upload* response)
-      : context_(context), open_(open), response_(response), caller_(context.calls.Enter(call, Role::kWriter)) {
-    if (++open_ > max_open && caller_.ok()) {
-      Finish(ToGrpcStatus(
-          MakeError(v1::UPLOAD_BUSY,
-                    absl::StrCat(max_open, " uploads are under way, as many as the server takes; try again in a moment"))));
-    } else if (caller_.ok()) {
+  UploadReactor(const TransferContext& context, const grpc::ServerContextBase& call, StreamPlaces& places, v1::Upload* response)
+      : context_(context),
+        places_(places),
+        response_(response),
+        caller_(context.calls.Enter(call, Role::kWriter)),
+        has_place_(caller_.ok() && places.Enter(caller_->project)) {
+    if (has_place_) {
       StartRead(&message_);
+    } else if (caller_.ok()) {
+      Finish(ToGrpcStatus(
+          MakeError(v1::UPLOAD_BUSY, "as many uploads are under way as the project may have now; try again in a moment")));
     } else {
       Finish(ToGrpcStatus(caller_.status()));
     }
@@ -70,7 +70,9 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
     context_.calls.RunTransfer([this, ok] { ok ? Take() : End(); });
   }
   void OnDone() override {
-    --open_;
+    if (has_place_) {
+      places_.Leave(caller_->project);
+    }
     if (caller_.ok()) {
       context_.calls.Leave();
     }
@@ -166,9 +168,10 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
   }
 
   const TransferContext context_;
-  std::atomic<int>& open_;
+  StreamPlaces& places_;
   v1::Upload* const response_;
   const absl::StatusOr<Caller> caller_;
+  const bool has_place_;
   v1::UploadBytesRequest message_;
   UploadRow row_;
   std::unique_ptr<BlobWriter> writer_;
@@ -378,7 +381,7 @@ grpc::ServerUnaryReactor* WorkspacesService::GetUpload(grpc::CallbackServerConte
 
 grpc::ServerReadReactor<v1::UploadBytesRequest>* WorkspacesService::UploadBytes(grpc::CallbackServerContext* context,
                                                                                 v1::Upload* response) {
-  return new UploadReactor(context_, *context, open_uploads_, max_open_uploads_, response);
+  return new UploadReactor(context_, *context, uploads_, response);
 }
 
 grpc::ServerWriteReactor<v1::DownloadFileResponse>* WorkspacesService::DownloadFile(grpc::CallbackServerContext* context,

@@ -1,14 +1,13 @@
 #ifndef MODELPRESS_SERVER_RPC_WORKSPACES_SERVICE_H_
 #define MODELPRESS_SERVER_RPC_WORKSPACES_SERVICE_H_
 
-#include <atomic>
-
 #include "modelpress/v1/workspaces.grpc.pb.h"
 #include "server/base/clock.h"
 #include "server/blobs/blob_store.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/calls.h"
 #include "server/rpc/limits.h"
+#include "server/rpc/stream_places.h"
 #include "server/workspaces/workspace_store.h"
 
 namespace modelpress::server {
@@ -24,8 +23,7 @@ struct TransferContext {
 // Workspaces, files, uploads, downloads.
 class WorkspacesService final : public v1::Workspaces::CallbackService {
  public:
-  WorkspacesService(const TransferContext& context, IdGenerator& ids, int max_open_uploads = kMaxOpenUploads)
-      : context_(context), ids_(ids), max_open_uploads_(max_open_uploads) {}
+  WorkspacesService(const TransferContext& context, IdGenerator& ids) : context_(context), ids_(ids) {}
 
   grpc::ServerUnaryReactor* CreateWorkspace(grpc::CallbackServerContext* context, const v1::CreateWorkspaceRequest* request,
                                             v1::Workspace* response) override;
@@ -53,8 +51,7 @@ class WorkspacesService final : public v1::Workspaces::CallbackService {
  private:
   TransferContext context_;
   IdGenerator& ids_;
-  const int max_open_uploads_;
-  std::atomic<int> open_uploads_ = 0;
+  StreamPlaces uploads_{kMaxOpenUploads};
 };
 
 }  // namespace modelpress::server

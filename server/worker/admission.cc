@@ -88,10 +88,11 @@ uint64_t ThisMachine::FreeDisk() const {
   return space.ok() ? space->free_bytes : kUnknown;
 }
 
-JobCost Admission::Free() const {
+JobCost Admission::Free() {
   if (!options_.enabled) {
     return {kUnknown, kUnknown};
   }
+  const std::lock_guard lock(mutex_);
   JobCost free{running_.empty() ? kUnknown : machine_.FreeMemory(), Minus(machine_.FreeDisk(), options_.min_free_disk_bytes)};
   for (const auto& [id, running] : running_) {
     const uint64_t has = running.process == 0 ? 0 : machine_.ResidentMemory(running.process);
@@ -102,11 +103,12 @@ JobCost Admission::Free() const {
 }
 
 absl::StatusOr<std::optional<Job>> Admission::Claim(JobStore& jobs, const std::string& owner) {
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard one(claiming_);
   const JobCost free = Free();
   MP_ASSIGN_OR_RETURN(std::optional<Job> job, jobs.Claim({.owner = owner, .free = free}));
   std::optional<Job> waiting;
   if (job.has_value()) {
+    const std::lock_guard lock(mutex_);
     running_[job->id] = {.cost = job->cost};
   } else if (free.memory_bytes != kUnknown || free.disk_bytes != kUnknown) {
     MP_ASSIGN_OR_RETURN(waiting, jobs.NextInLine());

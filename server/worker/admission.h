@@ -70,15 +70,16 @@ class Admission {
     pid_t process = 0;
   };
 
-  JobCost Free() const;
+  JobCost Free();
   void NoteWaiting(const std::optional<Job>& waiting, const JobCost& free);
 
   const AdmissionOptions options_;
   const Machine& machine_;
   Metrics& metrics_;
-  std::mutex mutex_;                        // held over a claim, so that two workers do not take the same room
+  std::mutex claiming_;   // so that two workers do not take the same room; held while the database is asked, which may take long
+  bool waiting_ = false;  // as last told; by who claims
+  std::mutex mutex_;
   std::map<std::string, Running> running_;  // by id of the job
-  bool waiting_ = false;                    // as last told
 };
 
 }  // namespace modelpress::server

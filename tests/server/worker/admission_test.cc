@@ -3,14 +3,17 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "tests/server/base/fake_clock.h"
 #include "tests/server/base/status_testing.h"
 #include "tests/server/sql/sql_store_harness.h"
+#include "tests/server/testing/unreliable_job_store.h"
 
 namespace modelpress::server {
 namespace {
@@ -125,6 +128,25 @@ TEST_F(AdmissionTest, NobodyOvertakes) {
   Submit("small", 1, 1);
   EXPECT_EQ(Claim(admission), "a");
   EXPECT_EQ(Claim(admission), "");
+}
+
+TEST_F(AdmissionTest, ADatabaseThatHangsDoesNotHoldUpWhatRuns) {
+  Admission admission({}, machine_, metrics_);
+  Submit("a", 1, 1);
+  EXPECT_EQ(Claim(admission), "a");
+  UnreliableJobStore jobs(stores_->jobs());
+  std::promise<void> asked;
+  std::promise<void> answer;
+  jobs.BeforeEvery("Claim", [&] {
+    asked.set_value();
+    answer.get_future().wait();
+  });
+  std::thread claimant([&] { EXPECT_OK(admission.Claim(jobs, "other")); });
+  asked.get_future().wait();
+  admission.RunsIn(last_, 1);
+  admission.Ended(last_);
+  answer.set_value();
+  claimant.join();
 }
 
 TEST_F(AdmissionTest, SwitchedOffEverythingIsLetIn) {
