@@ -23,6 +23,7 @@
 #include "server/auth/credentials_file.h"
 #include "server/backup/backup.h"
 #include "server/base/clock.h"
+#include "server/base/posix.h"
 #include "server/config/check.h"
 #include "server/config/command_line.h"
 #include "server/config/load.h"
@@ -205,6 +206,7 @@ int RunDaemon(const CommandLine& line) {
                       STDERR_FILENO);
   gpr_set_log_function(LogGrpc);
   google::protobuf::SetLogHandler(LogProtobuf);
+  RaiseDescriptorLimit();  // every connection and every transfer has some
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(*options);
   if (!daemon.ok()) {
     LOG(ERROR) << "cannot start: " << daemon.status().message();

@@ -100,6 +100,7 @@ absl::StatusCode CodeOf(v1::Reason reason) {
     case v1::SERVER_DRAINING:
     case v1::STORAGE_UNAVAILABLE:
     case v1::UPLOAD_BUSY:
+    case v1::DOWNLOAD_BUSY:
       return absl::StatusCode::kUnavailable;
     case v1::STORAGE_ERROR:
     case v1::ENGINE_CRASHED:

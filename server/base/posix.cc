@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
@@ -93,6 +94,14 @@ absl::StatusOr<UniqueFd> OpenFolderBeneath(const UniqueFd& folder, const std::st
     return ErrnoError(errno, "open", shown);
   }
   return UniqueFd(fd);
+}
+
+uint64_t RaiseDescriptorLimit() {
+  rlimit descriptors = {};
+  getrlimit(RLIMIT_NOFILE, &descriptors);
+  descriptors.rlim_cur = descriptors.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &descriptors);
+  return descriptors.rlim_max;
 }
 
 absl::StatusOr<UniqueFd> LockFile(const std::string& path) {

@@ -49,6 +49,9 @@ absl::StatusOr<size_t> ReadFully(int fd, const std::string& path, uint64_t offse
 // All of a file that is small. REQUEST_INVALID if it is larger than `max_size`.
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t max_size);
 
+// Raises this process's limit of open descriptors as far as it may; returns it.
+uint64_t RaiseDescriptorLimit();
+
 // Waits until the exclusive flock(2) of the file at `path`, which is made if missing, is held.
 absl::StatusOr<UniqueFd> LockFile(const std::string& path);
 

@@ -102,15 +102,18 @@ class Reader final : public BlobReader {
 
 class DirectoryBlobStore::Writer final : public BlobWriter {
  public:
-  // `size` bytes are in `file` already, and in `hash`.
-  Writer(DirectoryBlobStore& store, UniqueFd file, std::string path, BlobInfo expected, uint64_t size, Sha256 hash)
+  // `size` bytes are in `file` already.
+  Writer(DirectoryBlobStore& store, UniqueFd file, std::string path, BlobInfo expected, uint64_t size)
       : store_(store),
         file_(std::move(file)),
         path_(std::move(path)),
         expected_(std::move(expected)),
         size_(size),
-        written_back_(size),
-        hash_(std::move(hash)) {}
+        written_back_(size) {
+    if (size == 0) {
+      hash_.emplace();
+    }
+  }
 
   uint64_t committed_size() const override { return size_; }
 
@@ -141,7 +144,9 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
       StartWriteBack(file_.get(), written_back_, size_ - written_back_);
       written_back_ = size_;
     }
-    hash_.Update(data.data(), data.size());
+    if (hash_.has_value()) {
+      hash_->Update(data.data(), data.size());
+    }
     return absl::OkStatus();
   }
 
@@ -188,7 +193,11 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
       return MakeError(v1::DIGEST_MISMATCH,
                        absl::StrCat(size_, " bytes were sent, ", expected_.size_bytes, " were announced; send it again"));
     }
-    if (std::string digest = hash_.HexDigest(); digest != expected_.sha256) {
+    if (!hash_.has_value()) {
+      hash_.emplace();
+      MP_RETURN_IF_ERROR(HashFile(file_.get(), path_, *hash_).status());
+    }
+    if (std::string digest = hash_->HexDigest(); digest != expected_.sha256) {
       return MakeError(v1::DIGEST_MISMATCH, absl::StrCat("the bytes sent have SHA-256 ", digest, ", announced was ",
                                                          expected_.sha256, "; send it again"));
     }
@@ -214,7 +223,9 @@ class DirectoryBlobStore::Writer final : public BlobWriter {
   const BlobInfo expected_;
   uint64_t size_;
   uint64_t written_back_;  // how far StartWriteBack came
-  Sha256 hash_;
+  // As bytes come. None where some came through another writer: then all are hashed at the end, once for an upload. At the
+  // beginning it would be once for every stream, and whoever opens streams again and again would keep everybody waiting.
+  std::optional<Sha256> hash_;
   std::optional<absl::Status> verified_;
   bool finished_ = false;
 };
@@ -288,16 +299,18 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> DirectoryBlobStore::OpenWriter(const
                                   : ErrnoError(errno, "lock", path);
     }
   }
-  Sha256 hash;
-  MP_ASSIGN_OR_RETURN(uint64_t size, HashFile(file.get(), path, hash));
+  struct stat info;
+  if (fstat(file.get(), &info) != 0) {
+    return ErrnoError(errno, "look at", path);
+  }
+  uint64_t size = info.st_size;
   if (size > expected.size_bytes) {  // only a damaged file system can do that
     if (ftruncate(file.get(), 0) != 0) {
       return ErrnoError(errno, "cut", path);
     }
-    hash = Sha256();
     size = 0;
   }
-  return std::make_unique<Writer>(*this, std::move(file), std::move(path), expected, size, std::move(hash));
+  return std::make_unique<Writer>(*this, std::move(file), std::move(path), expected, size);
 }
 
 absl::Status DirectoryBlobStore::DiscardUpload(const std::string& upload_id) {

@@ -154,7 +154,9 @@ absl::Status Daemon::StartRpc() {
     limits = {.memory_bytes = options_.worker.limits.memory_bytes, .disk_bytes = disk.size_bytes};
   }
   compression_.emplace(*workspaces_, *jobs_, *events_, operation_ids_, *calls_, limits);
-  workspaces_service_.emplace(TransferContext{*workspaces_, *blobs_, *calls_, counters_}, workspace_ids_);
+  const uint64_t min_free_disk = options_.admission.enabled ? options_.admission.min_free_disk_bytes : 0;
+  workspaces_service_.emplace(TransferContext{*workspaces_, *blobs_, *calls_, counters_, options_.data_folder, min_free_disk},
+                              workspace_ids_);
   operations_.emplace(*jobs_, *events_, *calls_);
 
   grpc::ServerBuilder builder;

@@ -69,6 +69,8 @@ uint64_t Bytes(double base_mib, double factor, uint64_t bytes) {
   return static_cast<uint64_t>(base_mib * static_cast<double>(kMiB) + factor * static_cast<double>(bytes));
 }
 
+uint64_t AtMost(uint64_t limit, uint64_t bytes) { return limit == 0 ? bytes : std::min(limit, bytes); }
+
 absl::Status CheckOne(absl::string_view what, uint64_t least, uint64_t limit) {
   if (limit == 0 || least <= limit) {
     return absl::OkStatus();
@@ -80,14 +82,14 @@ absl::Status CheckOne(absl::string_view what, uint64_t least, uint64_t limit) {
 
 }  // namespace
 
-JobCost EstimateCost(const std::string& method, const InputSizes& sizes) {
+JobCost EstimateCost(const std::string& method, const InputSizes& sizes, const CostLimits& limits) {
   const Needs* needs = NeedsOf(method);
   if (needs == nullptr) {
     return {};
   }
   const uint64_t bytes = sizes.models + sizes.beside;
-  return {.memory_bytes = Bytes(needs->memory_mib, needs->memory_factor, bytes),
-          .disk_bytes = Bytes(needs->disk_mib, needs->disk_factor, bytes)};
+  return {.memory_bytes = AtMost(limits.memory_bytes, Bytes(needs->memory_mib, needs->memory_factor, bytes)),
+          .disk_bytes = AtMost(limits.disk_bytes, Bytes(needs->disk_mib, needs->disk_factor, bytes))};
 }
 
 absl::Status CheckCost(const std::string& method, const InputSizes& sizes, const CostLimits& limits) {

@@ -154,7 +154,7 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
   for (int tries = 0; tries == 0 || (tries < kMaxPins && ReasonOf(stored.status()) == v1::FILE_CHANGED); ++tries) {
     MP_ASSIGN_OR_RETURN(const PinnedInputs inputs, PinInputs({caller.project, workspace}, files.inputs));
     MP_RETURN_IF_ERROR(CheckCost(job.metadata.method(), inputs.sizes, limits_));
-    job.cost = EstimateCost(job.metadata.method(), inputs.sizes);
+    job.cost = EstimateCost(job.metadata.method(), inputs.sizes, limits_);
     job.metadata.mutable_inputs()->Assign(inputs.files.begin(), inputs.files.end());
     job.cache_key = reusable ? CacheKey(canonical, workspace, inputs.files) : "";
     if (const size_t size = job.metadata.ByteSizeLong() + job.request.ByteSizeLong(); size > kMaxOperationBytes) {

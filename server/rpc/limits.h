@@ -12,8 +12,9 @@ inline constexpr size_t kMaxOperationBytes = 2 << 20;   // of an operation's des
                                                         // mostly the names of its input files. REQUEST_INVALID
 inline constexpr int kMaxStreamsPerConnection = 1'000;  // calls at a time; more wait in the client
 inline constexpr size_t kMaxRpcMemoryBytes = 1 << 30;   // of gRPC's buffers, all connections together
-inline constexpr int kMaxOpenUploads = 256;  // UploadBytes streams at a time, each with a message in memory. A project has at
-                                             // most as many as are free (StreamPlaces): UPLOAD_BUSY
+inline constexpr int kMaxOpenUploads = 256;    // UploadBytes streams at a time, each with a message in memory. A project has at
+                                               // most as many as are free (StreamPlaces): UPLOAD_BUSY
+inline constexpr int kMaxOpenDownloads = 256;  // DownloadFile streams likewise: DOWNLOAD_BUSY
 inline constexpr int kConnectionIdleMs = 30 * 60'000;  // a connection without calls is closed after it
 inline constexpr int kKeepaliveMs = 60'000;            // a silent connection is asked whether it still lives,
 inline constexpr int kKeepaliveTimeoutMs = 20'000;     // and closed where no answer comes

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
+#include "server/base/posix.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/names.h"
 #include "server/rpc/unary.h"
@@ -46,38 +47,61 @@ absl::StatusOr<v1::Upload> Look(const TransferContext& context, const UploadRow&
   return UploadProto(row, committed_size, /*complete=*/false);
 }
 
+absl::Status RequireDisk(const TransferContext& context) {
+  MP_ASSIGN_OR_RETURN(const DiskSpace disk, DiskSpaceOf(context.data_folder));
+  return disk.free_bytes >= context.min_free_disk_bytes
+             ? absl::OkStatus()
+             : MakeError(v1::STORAGE_FULL, "the server's disk is almost full; free space there and try again");
+}
+
+// A stream of bytes that is under way: its caller was let in and has one of the places; both end with it.
+class Transfer {
+ public:
+  // `busy`: the error where the project has as many as it may.
+  Transfer(Calls& calls, const grpc::ServerContextBase& call, Role needed, StreamPlaces& places, v1::Reason busy)
+      : calls_(calls), places_(places), caller_(calls.Enter(call, needed)), status_(caller_.status()) {
+    if (status_.ok() && !places_.Enter(caller_->project)) {
+      status_ = MakeError(busy, "as many transfers are under way as the project may have now; try again in a moment");
+    }
+  }
+  ~Transfer() {
+    if (status_.ok()) {
+      places_.Leave(caller_->project);
+    }
+    if (caller_.ok()) {
+      calls_.Leave();
+    }
+  }
+  Transfer(const Transfer&) = delete;
+  Transfer& operator=(const Transfer&) = delete;
+
+  const absl::Status& status() const { return status_; }
+  const std::string& project() const { return caller_->project; }
+
+ private:
+  Calls& calls_;
+  StreamPlaces& places_;
+  const absl::StatusOr<Caller> caller_;
+  absl::Status status_;
+};
+
 // One UploadBytes stream. Reactions of gRPC and tasks of the executor alternate: one message is read, stored, then the next is
 // asked for, so that memory holds one message per stream and only one thread at a time touches the state.
 class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesRequest> {
  public:
   UploadReactor(const TransferContext& context, const grpc::ServerContextBase& call, StreamPlaces& places, v1::Upload* response)
-      : context_(context),
-        places_(places),
-        response_(response),
-        caller_(context.calls.Enter(call, Role::kWriter)),
-        has_place_(caller_.ok() && places.Enter(caller_->project)) {
-    if (has_place_) {
+      : context_(context), transfer_(context.calls, call, Role::kWriter, places, v1::UPLOAD_BUSY), response_(response) {
+    if (transfer_.status().ok()) {
       StartRead(&message_);
-    } else if (caller_.ok()) {
-      Finish(ToGrpcStatus(
-          MakeError(v1::UPLOAD_BUSY, "as many uploads are under way as the project may have now; try again in a moment")));
     } else {
-      Finish(ToGrpcStatus(caller_.status()));
+      Finish(ToGrpcStatus(transfer_.status()));
     }
   }
 
   void OnReadDone(bool ok) override {
     context_.calls.RunTransfer([this, ok] { ok ? Take() : End(); });
   }
-  void OnDone() override {
-    if (has_place_) {
-      places_.Leave(caller_->project);
-    }
-    if (caller_.ok()) {
-      context_.calls.Leave();
-    }
-    delete this;
-  }
+  void OnDone() override { delete this; }
 
  private:
   void Take() {
@@ -109,7 +133,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
 
   absl::Status Open() {
     MP_ASSIGN_OR_RETURN(const UploadName name, ParseUploadName(message_.upload(), "upload"));
-    MP_ASSIGN_OR_RETURN(row_, context_.workspaces.GetUpload({caller_->project, name.workspace}, name.upload));
+    MP_ASSIGN_OR_RETURN(row_, context_.workspaces.GetUpload({transfer_.project(), name.workspace}, name.upload));
     absl::StatusOr<std::unique_ptr<BlobWriter>> writer = context_.blobs.OpenWriter(row_.id, {row_.sha256, row_.size_bytes});
     if (absl::IsFailedPrecondition(writer.status())) {
       // Most often the caller's own stream of a moment ago, whose end has not come through yet.
@@ -147,6 +171,7 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
                        absl::StrCat("more bytes were sent than the announced ", row_.size_bytes, "; start the upload anew"),
                        {.field = "data", .file = row_.path});
     }
+    MP_RETURN_IF_ERROR(RequireDisk(context_));
     MP_RETURN_IF_ERROR(writer_->Append(data));
     context_.metrics.Uploaded(data.size());
     if (writer_->committed_size() < row_.size_bytes) {
@@ -168,10 +193,8 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
   }
 
   const TransferContext context_;
-  StreamPlaces& places_;
+  const Transfer transfer_;  // ends last
   v1::Upload* const response_;
-  const absl::StatusOr<Caller> caller_;
-  const bool has_place_;
   v1::UploadBytesRequest message_;
   UploadRow row_;
   std::unique_ptr<BlobWriter> writer_;
@@ -182,10 +205,11 @@ class UploadReactor final : public grpc::ServerReadReactor<v1::UploadBytesReques
 // memory.
 class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileResponse> {
  public:
-  DownloadReactor(const TransferContext& context, const grpc::ServerContextBase& call, const v1::DownloadFileRequest* request)
-      : context_(context), caller_(context.calls.Enter(call, Role::kReader)) {
-    if (!caller_.ok()) {
-      Finish(ToGrpcStatus(caller_.status()));
+  DownloadReactor(const TransferContext& context, const grpc::ServerContextBase& call, StreamPlaces& places,
+                  const v1::DownloadFileRequest* request)
+      : context_(context), transfer_(context.calls, call, Role::kReader, places, v1::DOWNLOAD_BUSY) {
+    if (!transfer_.status().ok()) {
+      Finish(ToGrpcStatus(transfer_.status()));
       return;
     }
     context_.calls.RunTransfer([this, request] {
@@ -206,17 +230,12 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
     message_.clear_file();
     context_.calls.RunTransfer([this] { offset_ == end_ ? Finish(grpc::Status::OK) : Send(); });
   }
-  void OnDone() override {
-    if (caller_.ok()) {
-      context_.calls.Leave();
-    }
-    delete this;
-  }
+  void OnDone() override { delete this; }
 
  private:
   absl::Status Open(const v1::DownloadFileRequest& request) {
     MP_ASSIGN_OR_RETURN(const FileName name, ParseFileName(request.name(), "name"));
-    MP_ASSIGN_OR_RETURN(const FileRow row, context_.workspaces.GetFile({caller_->project, name.workspace}, name.path));
+    MP_ASSIGN_OR_RETURN(const FileRow row, context_.workspaces.GetFile({transfer_.project(), name.workspace}, name.path));
     if (!request.sha256().empty() && request.sha256() != row.sha256) {
       return WithMetadata(
           MakeError(v1::FILE_CHANGED, absl::StrCat("the file's SHA-256 is ", row.sha256, " now; begin from offset 0"),
@@ -250,7 +269,7 @@ class DownloadReactor final : public grpc::ServerWriteReactor<v1::DownloadFileRe
   }
 
   const TransferContext context_;
-  const absl::StatusOr<Caller> caller_;
+  const Transfer transfer_;  // ends last
   std::unique_ptr<BlobReader> reader_;
   uint64_t offset_ = 0;
   uint64_t end_ = 0;
@@ -351,6 +370,7 @@ grpc::ServerUnaryReactor* WorkspacesService::StartUpload(grpc::CallbackServerCon
           absl::StrCat("a file of ", request->size_bytes(), " bytes was announced; at most ", kMaxFileSize, " are allowed"),
           {.field = "size_bytes"});
     }
+    MP_RETURN_IF_ERROR(RequireDisk(context_));
     const WorkspaceKey workspace{caller.project, name.workspace};
     MP_ASSIGN_OR_RETURN(const UploadRow row, context_.workspaces.FindOrCreateUpload({.id = ids_.NewId(),
                                                                                      .workspace = workspace,
@@ -386,7 +406,7 @@ grpc::ServerReadReactor<v1::UploadBytesRequest>* WorkspacesService::UploadBytes(
 
 grpc::ServerWriteReactor<v1::DownloadFileResponse>* WorkspacesService::DownloadFile(grpc::CallbackServerContext* context,
                                                                                     const v1::DownloadFileRequest* request) {
-  return new DownloadReactor(context_, *context, request);
+  return new DownloadReactor(context_, *context, downloads_, request);
 }
 
 }  // namespace modelpress::server

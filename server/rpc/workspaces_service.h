@@ -1,6 +1,9 @@
 #ifndef MODELPRESS_SERVER_RPC_WORKSPACES_SERVICE_H_
 #define MODELPRESS_SERVER_RPC_WORKSPACES_SERVICE_H_
 
+#include <cstdint>
+#include <string>
+
 #include "modelpress/v1/workspaces.grpc.pb.h"
 #include "server/base/clock.h"
 #include "server/blobs/blob_store.h"
@@ -18,6 +21,9 @@ struct TransferContext {
   BlobStore& blobs;
   Calls& calls;
   Metrics& metrics;
+  // Uploads leave so much of the file system with this folder free, which the database may need: STORAGE_FULL.
+  std::string data_folder;
+  uint64_t min_free_disk_bytes = 0;
 };
 
 // Workspaces, files, uploads, downloads.
@@ -52,6 +58,7 @@ class WorkspacesService final : public v1::Workspaces::CallbackService {
   TransferContext context_;
   IdGenerator& ids_;
   StreamPlaces uploads_{kMaxOpenUploads};
+  StreamPlaces downloads_{kMaxOpenDownloads};
 };
 
 }  // namespace modelpress::server

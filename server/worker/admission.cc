@@ -93,7 +93,11 @@ JobCost Admission::Free() {
     return {kUnknown, kUnknown};
   }
   const std::lock_guard lock(mutex_);
-  JobCost free{running_.empty() ? kUnknown : machine_.FreeMemory(), Minus(machine_.FreeDisk(), options_.min_free_disk_bytes)};
+  const uint64_t disk = Minus(machine_.FreeDisk(), options_.min_free_disk_bytes);
+  if (running_.empty()) {
+    return {kUnknown, disk > 0 ? kUnknown : 0};
+  }
+  JobCost free{machine_.FreeMemory(), disk};
   for (const auto& [id, running] : running_) {
     const uint64_t has = running.process == 0 ? 0 : machine_.ResidentMemory(running.process);
     free.memory_bytes = Minus(free.memory_bytes, Minus(running.cost.memory_bytes, has));

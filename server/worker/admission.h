@@ -49,7 +49,9 @@ class ThisMachine final : public Machine {
 // A worker is offered what is free now, less what the operations that run in this process were estimated to need and do not have
 // yet. So processes that share a machine see each other's operations as soon as these have grown, not before. An operation for
 // which there is no room stays PENDING, and with it those behind it in line (JobStore::Claim). Where nothing else runs in the
-// process, memory is no reason to wait: otherwise an estimate that is too high would be for ever.
+// process, one is let in whatever it is estimated to need, as long as there is any disk to be had: it would wait for ever
+// otherwise, and all projects behind it, for an estimate that may be too high. If it is not, OutOfDisk and the child's limits end
+// it.
 class Admission {
  public:
   // All must outlive it.

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -31,8 +32,9 @@ namespace {
 
 constexpr size_t kMaxLogLine = 8192;
 
+// The machine's failure: it has no process or descriptor left, or the program is gone.
 absl::Status StartError(const char* what, int error) {
-  return MakeError(v1::INTERNAL_ERROR, absl::StrCat("cannot start the engine's process: ", what, ": ", std::strerror(error)));
+  return MakeError(v1::ENGINE_CRASHED, absl::StrCat("cannot start the engine's process: ", what, ": ", std::strerror(error)));
 }
 
 void SetLimit(pid_t pid, __rlimit_resource resource, uint64_t soft, uint64_t hard) {
@@ -62,11 +64,16 @@ class SpawnSetup {
   posix_spawnattr_t attributes_;
 };
 
-// Without the server's settings, which may hold a password.
+// What the engine and its libraries go by. Everything else stays out: a variable may hold a password of the database or of a
+// cloud, which a model that has taken over the process could write into its outputs.
+constexpr absl::string_view kVariables[] = {
+    "PATH=", "TZ=",       "LANG=", "LC_",  "LD_",  "GLIBC_TUNABLES=", "MALLOC_", "ASAN_", "LSAN_", "TSAN_", "UBSAN_",
+    "OMP_",  "OPENBLAS_", "MKL_",  "KMP_", "ORT_", "CUDA_",           "NVIDIA_"};
+
 std::vector<char*> EnvironmentOfChild() {
   std::vector<char*> entries;
   for (char** entry = environ; *entry != nullptr; ++entry) {
-    if (!absl::StartsWith(*entry, "MODELPRESSD_")) {
+    if (std::ranges::any_of(kVariables, [&](absl::string_view start) { return absl::StartsWith(*entry, start); })) {
       entries.push_back(*entry);
     }
   }
@@ -138,7 +145,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::str
   pid_t pid = -1;
   if (const int error = posix_spawn(&pid, path.c_str(), setup.actions(), setup.attributes(), arguments, environment.data());
       error != 0) {
-    return StartError(executable.c_str(), error);
+    return StartError("posix_spawn", error);
   }
   std::unique_ptr<ChildProcess> child(new ChildProcess);
   child->pid_ = pid;

@@ -28,7 +28,7 @@ std::string PidSpace() {
   return absl::StrCat(boot_id, "/", space.st_ino);
 }
 
-// Field 22 of /proc/PID/stat (proc_pid_stat(5)), in clock ticks since boot; "" if there is no such process or it is a zombie.
+// Field 22 of /proc/PID/stat (proc_pid_stat(5)), in clock ticks since boot; "-" of a zombie; "" if /proc does not tell.
 std::string StartTime(pid_t pid) {
   std::stringstream text;
   text << std::ifstream(absl::StrCat("/proc/", pid, "/stat")).rdbuf();
@@ -39,7 +39,10 @@ std::string StartTime(pid_t pid) {
   }
   // From the state on, which is field 3.
   const std::vector<std::string> fields = absl::StrSplit(stat.substr(name_end + 1), ' ', absl::SkipEmpty());
-  return fields.size() > 19 && fields[0] != "Z" && fields[0] != "X" ? fields[19] : "";
+  if (fields.size() <= 19) {
+    return "";
+  }
+  return fields[0] == "Z" || fields[0] == "X" ? "-" : fields[19];
 }
 
 }  // namespace
@@ -60,8 +63,8 @@ bool IsDeadOwner(const std::string& owner) {
     return false;
   }
   const std::string start = StartTime(pid);
-  if (start.empty() && kill(pid, 0) != 0 && errno == EPERM) {
-    return false;  // another user's, which /proc mounted with hidepid does not show
+  if (start.empty()) {  // gone, or it lives: another user's that /proc does not show, or we have no descriptor left to look
+    return kill(pid, 0) != 0 && errno == ESRCH;
   }
   return start != parts[3];
 }

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -100,11 +99,7 @@ absl::Status Confine(Sandbox& sandbox, RunSpec& spec, std::vector<UniqueFd>& fol
       folders.push_back(std::move(fd));
     }
   }
-  rlimit descriptors = {};
-  getrlimit(RLIMIT_NOFILE, &descriptors);
-  descriptors.rlim_cur = descriptors.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &descriptors);
-  MP_RETURN_IF_ERROR(files.OpenAll(std::max<size_t>(descriptors.rlim_max, kOwnDescriptors) - kOwnDescriptors));
+  MP_RETURN_IF_ERROR(files.OpenAll(std::max<size_t>(RaiseDescriptorLimit(), kOwnDescriptors) - kOwnDescriptors));
   if (!spec.isolation().enter()) {
     return absl::OkStatus();
   }
@@ -165,22 +160,13 @@ void ExitWithWorker() {
   _exit(1);
 }
 
-// A model may have its weights in thousands of files, each of which is open while it is worked on.
-void RaiseFileLimit() {
-  rlimit files = {};
-  if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-  }
-}
-
 }  // namespace
 
 int RunChild() {
   // The kernel's help against outliving a worker that was killed; the end of stdin covers the moment before this call.
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   std::set_new_handler([] { _exit(kExitOutOfMemory); });
-  RaiseFileLimit();
+  RaiseDescriptorLimit();  // a model may have its weights in thousands of files, each of which is open while it is worked on
   const EventPipe events;
   engine::InitializeRuntime();
   Sha256Hex("");  // OpenSSL reads its configuration at its first use

@@ -12,6 +12,7 @@
 #include <iterator>
 #include <optional>
 #include <stop_token>
+#include <system_error>
 #include <utility>
 
 #include "absl/log/log.h"
@@ -101,7 +102,7 @@ class Worker::Attempt {
     }
     absl::StatusOr<std::unique_ptr<ChildProcess>> child = worker_.TakeChild();
     if (!child.ok()) {
-      return AfterFailure(options_.retries, job_, Crashed(job_.failures + 1, std::string(child.status().message())));
+      return Failed(child.status());
     }
     child_ = *std::move(child);
     context_.admission.RunsIn(job_, child_->pid());
@@ -546,7 +547,13 @@ bool Worker::RunJob(const Job& job) {
     context_.metrics.OperationStarted(job.metadata.method(),
                                       FromProto(job.metadata.start_time()) - FromProto(job.metadata.create_time()));
   }
-  const bool fine = Attempt(*this, job).Run();
+  bool fine = false;
+  try {
+    fine = Attempt(*this, job).Run();
+  } catch (const std::system_error& error) {  // no thread is to be had; without its beats the operation goes back to the queue
+    LOG(ERROR) << "attempt " << job.metadata.attempt() << " cannot go on: " << error.what();
+    context_.admission.Ended(job);
+  }
   context_.metrics.WorkerBusy(false);
   context_.events.Notify();
   return fine;

@@ -19,20 +19,27 @@ TEST(CostTest, EveryMethodIsInTheTable) {
       v1::SaveModelRequest::descriptor()->file()->FindServiceByName("Compression");
   ASSERT_NE(service, nullptr);
   for (int i = 0; i < service->method_count(); ++i) {
-    EXPECT_GT(EstimateCost(service->method(i)->name(), {}).memory_bytes, 0) << service->method(i)->name();
+    EXPECT_GT(EstimateCost(service->method(i)->name(), {}, {}).memory_bytes, 0) << service->method(i)->name();
   }
 }
 
 TEST(CostTest, MeasuredPeaksAreWithinTheEstimate) {
-  EXPECT_GT(EstimateCost("SaveModel", {.models = 102'000'000}).memory_bytes, 123'000'000);
-  EXPECT_GT(EstimateCost("SaveModel", {.models = 1'000'000, .beside = 345'000'000}).memory_bytes, 162'000'000);
-  EXPECT_GT(EstimateCost("CreatePruneRetrainModel", {.models = 102'000'000}).memory_bytes, 105'000'000);
-  EXPECT_GT(EstimateCost("QuantizeModel", {.models = 5'000'000, .others = 60'000'000}).memory_bytes, 560'000'000);
+  EXPECT_GT(EstimateCost("SaveModel", {.models = 102'000'000}, {}).memory_bytes, 123'000'000);
+  EXPECT_GT(EstimateCost("SaveModel", {.models = 1'000'000, .beside = 345'000'000}, {}).memory_bytes, 162'000'000);
+  EXPECT_GT(EstimateCost("CreatePruneRetrainModel", {.models = 102'000'000}, {}).memory_bytes, 105'000'000);
+  EXPECT_GT(EstimateCost("QuantizeModel", {.models = 5'000'000, .others = 60'000'000}, {}).memory_bytes, 560'000'000);
 }
 
 TEST(CostTest, CalibrationDataCostsNothing) {
-  EXPECT_EQ(EstimateCost("Calibrate", {.models = 10, .others = 1 << 30}).memory_bytes,
-            EstimateCost("Calibrate", {.models = 10}).memory_bytes);
+  EXPECT_EQ(EstimateCost("Calibrate", {.models = 10, .others = 1 << 30}, {}).memory_bytes,
+            EstimateCost("Calibrate", {.models = 10}, {}).memory_bytes);
+}
+
+TEST(CostTest, NothingIsExpectedToNeedMoreThanTheLimits) {
+  const JobCost cost = EstimateCost("QuantizeModel", {.models = 1 << 30, .beside = uint64_t{1} << 40},
+                                    {.memory_bytes = 3 * kMiB, .disk_bytes = 5 * kMiB});
+  EXPECT_EQ(cost.memory_bytes, 3 * kMiB);
+  EXPECT_EQ(cost.disk_bytes, 5 * kMiB);
 }
 
 TEST(CostTest, WhatCanNeverRunIsRefused) {

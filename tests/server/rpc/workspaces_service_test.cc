@@ -376,6 +376,56 @@ TEST_F(WorkspacesServiceTest, TakesSoManyUploadsAtATime) {
   PutFile("workspaces/w/files/a", Content(1000));
 }
 
+TEST_F(WorkspacesServiceTest, TakesSoManyDownloadsAtATime) {
+  PutFile("workspaces/w/files/a", Content(64 << 20));  // more than the windows of a connection hold
+  struct Stream {
+    grpc::ClientContext context;
+    std::unique_ptr<grpc::ClientReader<v1::DownloadFileResponse>> reader;
+  };
+  v1::DownloadFileRequest request;
+  request.set_name("workspaces/w/files/a");
+  std::vector<std::unique_ptr<Stream>> streams;
+  for (int i = 0; i < kMaxOpenDownloads / 2; ++i) {  // what one project gets; nobody reads to the end
+    streams.push_back(std::make_unique<Stream>());
+    streams.back()->reader = workspaces_->DownloadFile(&streams.back()->context, request);
+    v1::DownloadFileResponse first;
+    ASSERT_TRUE(streams.back()->reader->Read(&first));
+  }
+  std::string content;
+  EXPECT_EQ(ReasonOf(Download(request, &content)), "DOWNLOAD_BUSY");
+  for (const auto& stream : streams) {
+    stream->context.TryCancel();
+    EXPECT_EQ(stream->reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+  grpc::Status status;
+  do {  // until all are gone
+    status = Download(request, &content);
+  } while (ReasonOf(status) == "DOWNLOAD_BUSY");
+  EXPECT_TRUE(status.ok()) << status.error_message();
+}
+
+TEST_F(WorkspacesServiceTest, UploadsLeaveDiskToTheDatabase) {
+  const std::string content = Content(1000);
+  const v1::Upload begun = StartUpload("workspaces/w/files/a", content);
+  v1::Upload answer;
+  ASSERT_TRUE(SendBytes(begun, content, 10, &answer).ok());
+  Stop();
+  DaemonOptions options = Options();
+  options.admission.min_free_disk_bytes = UINT64_MAX;
+  Start(options);
+  EXPECT_EQ(ReasonOf(SendBytes(GetUpload(begun.name()), content, content.size(), &answer)), "STORAGE_FULL");
+  grpc::ClientContext context;
+  v1::StartUploadRequest request;
+  request.set_file("workspaces/w/files/b");
+  request.set_sha256(Sha256Hex(content));
+  request.set_size_bytes(content.size());
+  EXPECT_EQ(ReasonOf(workspaces_->StartUpload(&context, request, &answer)), "STORAGE_FULL");
+  Stop();
+  Start(Options());
+  ASSERT_TRUE(SendBytes(GetUpload(begun.name()), content, content.size(), &answer).ok());
+  EXPECT_EQ(Get("workspaces/w/files/a"), content);
+}
+
 TEST_F(WorkspacesServiceTest, PathsStayInside) {
   for (const char* file : {"workspaces/w/files/../x", "workspaces/w/files//etc/passwd", "workspaces/w/files/a/../../b"}) {
     grpc::ClientContext context;

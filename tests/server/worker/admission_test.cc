@@ -102,20 +102,27 @@ TEST_F(AdmissionTest, MemoryThatARunningOneHasIsNotCountedTwice) {
   EXPECT_EQ(Claim(admission), "b");
 }
 
-TEST_F(AdmissionTest, OneAlwaysRunsHoweverMuchMemoryItNeeds) {
+TEST_F(AdmissionTest, OneAlwaysRunsHoweverMuchItIsExpectedToNeed) {
   Admission admission({}, machine_, metrics_);
-  Submit("a", 100'000, 1);
+  Submit("a", 100'000, 100'000);
+  Submit("b", 1, 20'000);
   EXPECT_EQ(Claim(admission), "a");
+  const Job a = last_;
+  EXPECT_EQ(Claim(admission), "");  // that there is no room beside the other
+  EXPECT_EQ(Waiting(), 1);
+  admission.Ended(a);
+  EXPECT_EQ(Claim(admission), "b");
 }
 
-TEST_F(AdmissionTest, DiskHoldsUpEvenTheFirst) {
+TEST_F(AdmissionTest, AFullDiskHoldsUpEvenTheFirst) {
   Admission admission({.min_free_disk_bytes = 100 * kMiB}, machine_, metrics_);
   Submit("a", 1, 50);
-  machine_.disk = 149 * kMiB;
+  machine_.disk = 100 * kMiB;
   EXPECT_EQ(Claim(admission), "");
   EXPECT_EQ(Waiting(), 1);
-  machine_.disk = 150 * kMiB;
+  machine_.disk = 101 * kMiB;
   EXPECT_EQ(Claim(admission), "a");
+  EXPECT_EQ(Waiting(), 0);
   EXPECT_FALSE(admission.OutOfDisk());
   machine_.disk = 49 * kMiB;
   EXPECT_TRUE(admission.OutOfDisk());

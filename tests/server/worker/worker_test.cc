@@ -1,5 +1,6 @@
 #include "server/worker/worker.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
@@ -12,6 +13,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -191,6 +193,31 @@ TEST_F(WorkerTest, ChildThatAlwaysDiesFailsAfterThreeAttempts) {
   StartWithWorker(options);
   const std::string name = Submit();
   ExpectFailed(name, "ENGINE_CRASHED", 3);
+}
+
+TEST_F(WorkerTest, AProcessThatCannotStartIsTheMachinesFailure) {
+  DaemonOptions options = OneWorker();
+  const std::string program = options.worker.executable;
+  options.worker.executable = absl::StrCat(folder_, "/engine");  // not there yet, as if there were no descriptor left
+  options.worker.retries.first_pause = absl::Milliseconds(1);
+  StartWithWorker(options);
+  const std::string name = Submit();
+  ExpectFailed(name, "ENGINE_CRASHED", 5);  // as a disk that fails: with pauses
+  std::filesystem::create_symlink(program, options.worker.executable);
+  ExpectSucceeded(Submit(), 1);
+}
+
+TEST_F(WorkerTest, TheEngineGetsNoSecrets) {
+  ASSERT_EQ(setenv("PGPASSWORD", "secret-of-the-database", 1), 0);
+  DaemonOptions options = OneWorker();
+  UseEngine(options, absl::StrCat("env > ", folder_, "/environment; exit 1"));
+  StartWithWorker(options);
+  ExpectFailed(Submit(), "ENGINE_CRASHED", 3);
+  ASSERT_EQ(unsetenv("PGPASSWORD"), 0);
+  std::ifstream file(folder_ + "/environment");
+  const std::string environment((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  EXPECT_THAT(environment, testing::HasSubstr("PATH="));
+  EXPECT_THAT(environment, testing::Not(testing::HasSubstr("secret")));
 }
 
 TEST_F(WorkerTest, CancelKillsTheChild) {
