@@ -73,8 +73,7 @@ class BlobStore {
   // Bytes held for an upload; 0 if none.
   virtual absl::StatusOr<uint64_t> CommittedSize(const std::string& upload_id) = 0;
   // Opens or begins the upload, at once however much of it is there. One writer per upload at a time: FAILED_PRECONDITION
-  // (UPLOAD_OFFSET_MISMATCH is the caller's to
-  // say) if another holds it.
+  // (UPLOAD_OFFSET_MISMATCH is the caller's to say) if another holds it.
   virtual absl::StatusOr<std::unique_ptr<BlobWriter>> OpenWriter(const std::string& upload_id, const BlobInfo& expected) = 0;
   virtual absl::Status DiscardUpload(const std::string& upload_id) = 0;  // no error if it is gone
 
