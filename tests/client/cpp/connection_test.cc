@@ -325,6 +325,20 @@ TEST_F(ConnectionCliTest, Variables) {
   EXPECT_EQ(Last(server_, "traceparent"), trace);
 }
 
+TEST_F(ConnectionCliTest, ThisMachineIsReachedWithoutAProxy) {
+  TestServer plain;
+  const std::string nobody = "http://127.0.0.1:9";
+  EXPECT_EQ(RunIn({{"MODELPRESS_TARGET", plain.target()},
+                   {"grpc_proxy", nobody},
+                   {"https_proxy", nobody},
+                   {"http_proxy", nobody},
+                   {"no_grpc_proxy", ""},
+                   {"no_proxy", ""}},
+                  {"workspace", "list"}),
+            0)
+      << err_.str();
+}
+
 TEST_F(ConnectionCliTest, ErrorsBeforeAnythingIsSent) {
   const std::string target = absl::StrCat("--target=", server_.target());
   EXPECT_EQ(Run({"workspace", "list", target, "--tls-ca=/nowhere.pem"}), kExitNotFound);

@@ -220,6 +220,16 @@ def test_a_token_leaves_this_machine_over_tls_only(
     assert tls_server.metadata.calls[-1][1]["authorization"] == "Bearer secret"
 
 
+def test_this_machine_is_reached_without_a_proxy(server: ProtocolServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for host in ("localhost", "127.0.0.1", "ipv4:127.0.0.1"):
+        with Client(f"{host}:{server.port}", retry=ONCE) as client:
+            assert client.list_workspaces() == []
+
+
 def test_bad_token_files_are_named(server: ProtocolServer, tmp_path: Path) -> None:
     token = tmp_path / "token"
     with Client(server.target, token_file=token) as client:

@@ -62,7 +62,7 @@ class Connection:
 
     target: str
     credentials: Any
-    channel_options: tuple[tuple[str, str], ...]
+    channel_options: tuple[tuple[str, str | int], ...]
     token_file: str
     project: str
     traceparent: str
@@ -105,20 +105,22 @@ def make_connection(target: str | None, credentials: Any, options: ConnectionOpt
     if unknown:
         raise TypeError(f"unexpected keyword argument: {', '.join(unknown)}")
     chosen = target or os.environ.get("MODELPRESS_TARGET") or DEFAULT_TARGET
+    channel_options: list[tuple[str, str | int]] = []
+    if is_loopback(chosen):  # or gRPC would go by the proxy of http_proxy, which is another machine
+        channel_options.append(("grpc.enable_http_proxy", 0))
     if credentials is None:
-        name = _option(options, "tls_server_name")
         credentials = _tls_credentials(chosen, options)
-        channel_options = (("grpc.ssl_target_name_override", name),) if name else ()
+        if name := _option(options, "tls_server_name"):
+            channel_options.append(("grpc.ssl_target_name_override", name))
     else:
         given = sorted(key for key, value in options.items() if key.startswith("tls") and value is not None)
         if given:
             raise ValueError(f"credentials take the place of {', '.join(given)}: give either")
-        channel_options = ()
     traceparent = os.environ.get("TRACEPARENT", "")
     return Connection(
         target=chosen,
         credentials=credentials,
-        channel_options=channel_options,
+        channel_options=tuple(channel_options),
         token_file=_option(options, "token_file"),
         project=_option(options, "project"),
         traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
