@@ -82,6 +82,27 @@ def test_token_over_tls(tmp_path: Path, tls_flags: list[str]) -> None:
         assert token not in server.log()
 
 
+def test_strangers_cannot_fill_the_log(tmp_path: Path) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.write_text(
+        modelpressd("create-token", "--principal=ci", "--project=vision", "--role=reader").stdout.split("\n", 1)[1]
+    )
+    with (
+        ServerProcess(tmp_path, f"--credentials_file={credentials}") as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        before = server.log().count("\n")
+        for path in ("/modelpress.v1.Workspaces/ListWorkspaces", "/modelpress.v1.Workspaces/None", "/made/Up"):
+            call = channel.unary_unary(path)
+            for _ in range(50):
+                with pytest.raises(grpc.RpcError) as refused:
+                    call(b"", metadata=[("authorization", "Bearer none")], timeout=30)
+                assert refused.value.code() in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+        lines = server.log().splitlines()[before:]
+    assert 0 < len(lines) <= 20, lines
+    assert all("refused: " in line for line in lines), lines
+
+
 def test_wrong_usage_is_told(tmp_path: Path, tls_flags: list[str]) -> None:
     data = f"--data_dir={tmp_path / 'data'}"
     for flags, told in [
