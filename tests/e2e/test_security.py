@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ import grpc
 import pytest
 from modelpress.v1 import workspaces_pb2, workspaces_pb2_grpc
 
-from tests.e2e.server_process import BIN_DIR, ServerProcess
+from tests.e2e.server_process import BIN_DIR, SOURCE_DIR, ServerProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,6 +103,15 @@ def test_strangers_cannot_fill_the_log(tmp_path: Path) -> None:
         lines = server.log().splitlines()[before:]
     assert 0 < len(lines) <= 20, lines
     assert all("refused: " in line for line in lines), lines
+
+
+def test_the_image_does_not_switch_protection_off() -> None:
+    command = re.search(r"^CMD (.*)$", (SOURCE_DIR / "Dockerfile").read_text(), re.MULTILINE)
+    assert command is not None
+    done = modelpressd(*json.loads(command[1]))
+    assert done.returncode == 1
+    assert "--tls_cert" in done.stderr
+    assert "--insecure_plaintext" in done.stderr
 
 
 def test_wrong_usage_is_told(tmp_path: Path, tls_flags: list[str]) -> None:
