@@ -38,8 +38,10 @@ COPY --from=build /out/bin/ /usr/local/bin/
 RUN echo /usr/local/lib/modelpress > /etc/ld.so.conf.d/modelpress.conf && ldconfig
 USER 10001
 VOLUME /data
-# Inside the container's network the caller is another host, so the plaintext listener has to be asked for.
 EXPOSE 50051 9464
-HEALTHCHECK --interval=10s --timeout=3s CMD ["modelpressd", "health"]
+HEALTHCHECK --interval=10s --timeout=3s CMD ["modelpressd", "health", "--target=localhost:50052"]
 ENTRYPOINT ["modelpressd"]
-CMD ["serve", "--data_dir=/data", "--listen=0.0.0.0:50051", "--insecure_plaintext", "--metrics_listen=0.0.0.0:9464"]
+# As it stands this does not start: whoever reaches 0.0.0.0 must be told apart, so the server wants certificates and credentials, as
+# flags of a command of one's own or as MODELPRESSD_TLS_CERT, MODELPRESSD_TLS_KEY and MODELPRESSD_CREDENTIALS_FILE. For a trial on
+# one machine, its port published there alone: MODELPRESSD_INSECURE_PLAINTEXT=true. See docs/server.md, "In a container".
+CMD ["serve", "--data_dir=/data", "--listen=0.0.0.0:50051", "--health_listen=localhost:50052", "--metrics_listen=0.0.0.0:9464"]

@@ -107,6 +107,9 @@ Client::Client(Options options)
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, static_cast<int>(absl::ToInt64Milliseconds(options_.retry.max_backoff)));
   // Its own connection, so that one client's trouble is not another one's.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  if (IsLoopback(options_.target)) {  // or gRPC would go by the proxy of http_proxy, which is another machine
+    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  }
   if (!options_.connection.tls_server_name.empty()) {
     arguments.SetSslTargetNameOverride(options_.connection.tls_server_name);
   }

@@ -1,15 +1,20 @@
 #include "client/cpp/connection.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "client/cpp/status.h"
@@ -75,23 +80,57 @@ std::string RandomHex(int words, const std::function<uint64_t()>& random) {
   return text;
 }
 
+// The host of "host", "host:port", "[IPv6]", "[IPv6]:port" or an IPv6 address without brackets; "" for anything else.
+absl::string_view HostOf(absl::string_view address) {
+  absl::string_view host = address;
+  absl::string_view port;
+  if (absl::ConsumePrefix(&host, "[")) {
+    const size_t end = host.find(']');
+    if (end == absl::string_view::npos) {
+      return "";
+    }
+    port = host.substr(end + 1);
+    host = host.substr(0, end);
+  } else if (std::ranges::count(address, ':') == 1) {
+    port = address.substr(address.find(':'));
+    host.remove_suffix(port.size());
+  }
+  const bool has_port = absl::ConsumePrefix(&port, ":");
+  const bool is_valid = has_port ? !port.empty() && std::ranges::all_of(port, absl::ascii_isdigit) : port.empty();
+  return is_valid ? host : "";
+}
+
+bool IsLoopbackAddress(absl::string_view address) {
+  const std::string host(HostOf(address));
+  in_addr ipv4 = {};
+  if (inet_pton(AF_INET, host.c_str(), &ipv4) == 1) {
+    return ntohl(ipv4.s_addr) >> IN_CLASSA_NSHIFT == IN_LOOPBACKNET;
+  }
+  in6_addr ipv6 = {};
+  if (inet_pton(AF_INET6, host.c_str(), &ipv6) == 1) {
+    return IN6_IS_ADDR_LOOPBACK(&ipv6);
+  }
+  return host == "localhost";
+}
+
 }  // namespace
 
 bool IsLoopback(const std::string& target) {
-  absl::string_view host = target;
-  if (absl::StartsWith(host, "unix:") || absl::StartsWith(host, "unix-abstract:")) {
+  if (absl::StartsWith(target, "unix:") || absl::StartsWith(target, "unix-abstract:")) {
     return true;
   }
-  for (absl::string_view scheme : {"dns:///", "dns:", "ipv4:", "ipv6:"}) {
-    if (absl::ConsumePrefix(&host, scheme)) {
+  absl::string_view addresses = target;
+  for (absl::string_view scheme : {"dns:", "ipv4:", "ipv6:"}) {
+    if (absl::ConsumePrefix(&addresses, scheme)) {
+      // An authority, which would stand between "//" and the next "/", stays part of the address, and makes it none.
+      if (!absl::ConsumePrefix(&addresses, "///")) {
+        absl::ConsumePrefix(&addresses, "/");
+      }
       break;
     }
   }
-  if (absl::ConsumePrefix(&host, "[")) {
-    return host.substr(0, host.find(']')) == "::1";
-  }
-  host = host.substr(0, host.find(':'));
-  return host == "localhost" || absl::StartsWith(host, "127.");
+  const std::vector<absl::string_view> each = absl::StrSplit(addresses, ',');
+  return std::ranges::all_of(each, IsLoopbackAddress);
 }
 
 CallIdentity::CallIdentity(const ConnectionOptions& options, bool is_loopback, std::function<uint64_t()> random)

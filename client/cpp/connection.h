@@ -14,7 +14,8 @@
 
 namespace modelpress::client {
 
-// Whether the host of a gRPC target is this machine, so that plaintext is safe.
+// Whether every address of a gRPC target is this machine, so that plaintext is safe. What cannot be told for certain is not:
+// names other than localhost, escapes, name servers of one's own.
 bool IsLoopback(const std::string& target);
 
 // Files are PEM.

@@ -15,8 +15,6 @@
 namespace modelpress::server {
 namespace {
 
-constexpr int kLoggedPerSecond = 5;
-
 // The token of `authorization: Bearer TOKEN` (RFC 6750, section 2.1).
 absl::StatusOr<std::string> BearerToken(const std::vector<std::string>& authorization) {
   if (authorization.size() > 1) {
@@ -41,7 +39,7 @@ absl::StatusOr<std::string> BearerToken(const std::vector<std::string>& authoriz
 
 absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Open(const AuthOptions& options, const Clock& clock,
                                                                    Metrics& metrics) {
-  std::unique_ptr<AccessControl> access(new AccessControl(clock, metrics));
+  std::unique_ptr<AccessControl> access(new AccessControl(metrics));
   const auto on_error = [&metrics](const std::string& flag) {
     return [&metrics, flag](const absl::Status& status) {
       metrics.ReloadFailed(flag);
@@ -129,23 +127,8 @@ void AccessControl::Refused(const CallIdentity& call, const absl::Status& status
   } else {
     return;  // a mistake as any other
   }
-  int64_t not_logged = 0;
-  {
-    std::lock_guard lock(log_mutex_);
-    const absl::Duration now = clock_.Elapsed();
-    if (now - log_second_ >= absl::Seconds(1)) {
-      log_second_ = now;
-      logged_ = 0;
-    }
-    if (logged_ == kLoggedPerSecond) {
-      ++not_logged_;
-      return;
-    }
-    ++logged_;
-    not_logged = std::exchange(not_logged_, 0);
-  }
-  LOG(WARNING) << "call from " << call.peer << " refused: " << status.message()
-               << (not_logged == 0 ? "" : absl::StrCat(" (", not_logged, " more were not logged)"));
+  // As every warning limited by the log's RepeatLimiter, which counts those that are left out.
+  LOG(WARNING) << "call from " << call.peer << " refused: " << status.message();
 }
 
 }  // namespace modelpress::server

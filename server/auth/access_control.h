@@ -2,7 +2,6 @@
 #define MODELPRESS_SERVER_AUTH_ACCESS_CONTROL_H_
 
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -10,7 +9,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/time/time.h"
 #include "server/auth/authenticator.h"
 #include "server/auth/caller.h"
 #include "server/auth/credentials_file.h"
@@ -38,25 +36,18 @@ class AccessControl {
 
   // Who makes the call, if they may call what needs the role `needed`. AUTHENTICATION_FAILED with metadata `cause`; ACCESS_DENIED
   // if the role does not suffice, or if somebody who is no admin names another project than their own, whether there is such a
-  // project or not; NAME_INVALID for what is no name of a project. Refusals are counted and, a few each second, logged without
-  // secrets.
+  // project or not; NAME_INVALID for what is no name of a project. Refusals are counted, and some logged without secrets.
   absl::StatusOr<Caller> Admit(const CallIdentity& call, Role needed);
 
  private:
-  AccessControl(const Clock& clock, Metrics& metrics) : clock_(clock), metrics_(metrics) {}
+  explicit AccessControl(Metrics& metrics) : metrics_(metrics) {}
   absl::StatusOr<Principal> Authenticate(const CallIdentity& call);
   absl::StatusOr<Caller> Check(const CallIdentity& call, Role needed);
   void Refused(const CallIdentity& call, const absl::Status& status);
 
-  const Clock& clock_;
   Metrics& metrics_;
   std::unique_ptr<WatchedFile<CredentialTable>> credentials_;
   std::vector<std::unique_ptr<Authenticator>> authenticators_;  // none: everybody is the admin of project "default"
-
-  std::mutex log_mutex_;
-  absl::Duration log_second_ = -absl::InfiniteDuration();  // when the present second of the log began
-  int logged_ = 0;                                         // in it
-  int64_t not_logged_ = 0;                                 // since the last entry
 };
 
 }  // namespace modelpress::server

@@ -32,7 +32,6 @@ using grpc::experimental::InterceptorBatchMethods;
 using grpc::experimental::ServerRpcInfo;
 
 constexpr size_t kMaxText = 300;  // of a caller's text in the log
-constexpr char kHealth[] = "/grpc.health.v1.Health/";
 
 // Of a path such as "/modelpress.v1.Compression/SaveModel"; nullptr if no service of ours has it.
 const MethodDescriptor* FindMethod(absl::string_view path) {
@@ -94,8 +93,8 @@ class CallObserver final : public Interceptor {
     const absl::Duration duration = SteadyNow() - start_;
     metrics_.RpcEnded(label_, code_, duration);
     const CallRecord record = records_.End(context_);
-    const bool changes = record.admitted && record.needed != Role::kReader;
-    if ((changes || code_ != "OK") && !absl::StartsWith(path_, kHealth)) {
+    // Of what was not admitted nothing is known but what a stranger says, at any rate they like: AccessControl logs some of it.
+    if (record.admitted && (record.needed != Role::kReader || code_ != "OK")) {
       Log(record, duration);
     }
   }
@@ -179,10 +178,8 @@ class CallObserver final : public Interceptor {
     };
     add("reason", reason_);
     add("error", error_);
-    if (record.admitted) {
-      add("principal", record.caller.principal);
-      add("project", record.caller.project);
-    }
+    add("principal", record.caller.principal);
+    add("project", record.caller.project);
     add("peer", peer_);
     add("resource", resource_);
     add("operation", operation_);
@@ -190,7 +187,7 @@ class CallObserver final : public Interceptor {
     LogFields trace = TraceFields(record.caller.traceparent);
     std::ranges::move(trace, std::back_inserter(fields));
     const ScopedLogFields scope(std::move(fields));
-    LOG(INFO) << "call " << (method_ == nullptr ? label_ : method_->name()) << ": " << code_;
+    LOG(INFO) << "call " << label_.substr(label_.rfind('/') + 1) << ": " << code_;
   }
 
   Metrics& metrics_;

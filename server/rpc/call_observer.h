@@ -1,5 +1,6 @@
-// Looks on at every call: metrics, and one line in the log at its end if it changed something or failed. Calls that only look and
-// succeed, polls above all, leave no line.
+// Looks on at every call: metrics, and, of calls that were admitted, one line in the log at the end if it changed something or
+// failed. Calls that only look and succeed, polls above all, leave no line; nor do strangers, who could write as many as they
+// like.
 #ifndef MODELPRESS_SERVER_RPC_CALL_OBSERVER_H_
 #define MODELPRESS_SERVER_RPC_CALL_OBSERVER_H_
 

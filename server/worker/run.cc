@@ -30,6 +30,7 @@
 #include "server/rpc/status.h"
 #include "server/sandbox/sandbox.h"
 #include "server/worker/dispatch.h"
+#include "server/worker/run_limits.h"
 #include "server/worker/run_protocol.h"
 #include "server/worker/run_protocol.pb.h"
 
@@ -192,6 +193,10 @@ int RunChild() {
     *event.mutable_result() = confined.ok() ? Serve(spec, files, events) : FailedResult(confined);
   } catch (const std::bad_alloc&) {  // where a library allocates without operator new
     _exit(kExitOutOfMemory);
+  }
+  // Here too, so that an answer which only has too much to warn of is cut and not refused.
+  if (const absl::Status limited = LimitEvent(event); !limited.ok()) {
+    *event.mutable_result() = FailedResult(MakeError(v1::RESOURCE_LIMIT, limited.message()));
   }
   events.Send(event);
   // Neither destructors nor the operating system have anything left to do for anyone: the worker kills and reaps at once.

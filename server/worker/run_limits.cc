@@ -4,6 +4,8 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "google/protobuf/descriptor.h"
+#include "server/worker/run_protocol.h"
 
 namespace modelpress::server {
 namespace {
@@ -34,6 +36,14 @@ absl::Status LimitResult(RunResult& result) {
   }
   if (result.response().ByteSizeLong() > kMaxResponse) {
     return absl::DataLossError("a response is over 3 MiB long");
+  }
+  const std::string& type_url = result.response().type_url();
+  const auto* type =
+      google::protobuf::DescriptorPool::generated_pool()->FindMessageTypeByName(type_url.substr(type_url.rfind('/') + 1));
+  if (type != nullptr) {  // else it is never parsed
+    if (absl::Status count = CheckFieldCount(result.response().value(), *type); !count.ok()) {
+      return count;
+    }
   }
   if (result.outputs_size() > kMaxOutputs) {
     return absl::DataLossError(absl::StrCat(result.outputs_size(), " output files"));

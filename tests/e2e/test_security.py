@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ import grpc
 import pytest
 from modelpress.v1 import workspaces_pb2, workspaces_pb2_grpc
 
-from tests.e2e.server_process import BIN_DIR, ServerProcess
+from tests.e2e.server_process import BIN_DIR, SOURCE_DIR, ServerProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +82,36 @@ def test_token_over_tls(tmp_path: Path, tls_flags: list[str]) -> None:
         assert probe.returncode == 0, probe.stderr
         assert modelpressd("health", f"--target={server.target}").returncode == 1
         assert token not in server.log()
+
+
+def test_strangers_cannot_fill_the_log(tmp_path: Path) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.write_text(
+        modelpressd("create-token", "--principal=ci", "--project=vision", "--role=reader").stdout.split("\n", 1)[1]
+    )
+    with (
+        ServerProcess(tmp_path, f"--credentials_file={credentials}") as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        before = server.log().count("\n")
+        for path in ("/modelpress.v1.Workspaces/ListWorkspaces", "/modelpress.v1.Workspaces/None", "/made/Up"):
+            call = channel.unary_unary(path)
+            for _ in range(50):
+                with pytest.raises(grpc.RpcError) as refused:
+                    call(b"", metadata=[("authorization", "Bearer none")], timeout=30)
+                assert refused.value.code() in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+        lines = server.log().splitlines()[before:]
+    assert 0 < len(lines) <= 20, lines
+    assert all("refused: " in line for line in lines), lines
+
+
+def test_the_image_does_not_switch_protection_off() -> None:
+    command = re.search(r"^CMD (.*)$", (SOURCE_DIR / "Dockerfile").read_text(), re.MULTILINE)
+    assert command is not None
+    done = modelpressd(*json.loads(command[1]))
+    assert done.returncode == 1
+    assert "--tls_cert" in done.stderr
+    assert "--insecure_plaintext" in done.stderr
 
 
 def test_wrong_usage_is_told(tmp_path: Path, tls_flags: list[str]) -> None:

@@ -88,11 +88,69 @@ class ConnectionTest : public testing::Test {
 };
 
 TEST(TargetTest, KnowsThisMachine) {
-  for (const char* target :
-       {"localhost:1", "127.0.0.1:1", "127.1.2.3:1", "[::1]:1", "dns:///localhost:1", "ipv4:127.0.0.1:1", "unix:/run/m"}) {
+  for (const char* target : {"localhost:50051",
+                             "localhost",
+                             "127.0.0.1:1",
+                             "127.0.0.1",
+                             "127.1.2.3:1",
+                             "[::1]:1",
+                             "[::1]",
+                             "::1",
+                             "[0:0:0:0:0:0:0:1]:1",
+                             "unix:/run/m",
+                             "unix-abstract:m",
+                             "dns:localhost:1",
+                             "dns:/localhost:1",
+                             "dns:///localhost:1",
+                             "dns:///127.0.0.1:1",
+                             "dns:///[::1]:1",
+                             "ipv4:127.0.0.1:1",
+                             "ipv4:///127.0.0.1:1",
+                             "ipv4:127.0.0.1:50051,127.0.0.2:50051",
+                             "ipv6:[::1]:1",
+                             "ipv6:[::1]:1,[::1]:2"}) {
     EXPECT_TRUE(IsLoopback(target)) << target;
   }
-  for (const char* target : {"example.org:1", "localhost.example.org:1", "10.0.0.1:1", "[::2]:1", "dns:///example.org:1"}) {
+  for (const char* target : {"",
+                             "example.org:443",
+                             "localhost.example.org:443",
+                             "dns:///example.org:443",
+                             "10.0.0.1:1",
+                             "0.0.0.0:1",
+                             "[::2]:1",
+                             "[::]:1",
+                             "[::ffff:127.0.0.1]:1",
+                             "127.example.org:443",
+                             "dns:///127.example.org:443",
+                             "127.0.0.1.example.org:443",
+                             "127.0.0.1example.org",
+                             "127.1:1",
+                             "127.0.0.256:1",
+                             "127.0.0.01:1",
+                             "localhost@example.org:1",
+                             "LOCALHOST.:1",
+                             "localhost:1/x",
+                             "localhost:1@example.org",
+                             "localhost:",
+                             "localhost%2eexample.org:1",
+                             "::1:50051",
+                             "[::1].example.org:1",
+                             "[::1%eth0]:1",
+                             "[::1",
+                             "[]:1",
+                             "dns://127.0.0.53/press.example.com:443",
+                             "dns://127.0.0.53/localhost:1",
+                             "dns://localhost:1",
+                             "dns:////localhost:1",
+                             "//localhost:1",
+                             "ipv4:127.0.0.1:50051,192.0.2.7:50051",
+                             "ipv4:192.0.2.7:50051,127.0.0.1:50051",
+                             "ipv4:127.0.0.1:1%2C192.0.2.7%3A2",
+                             "ipv4:127.0.0.1:1,",
+                             "ipv6:[::1]:1,[2001:db8::1]:1",
+                             "xds:///localhost:1",
+                             "127.0.0.1 :1",
+                             "\n127.0.0.1:1"}) {
     EXPECT_FALSE(IsLoopback(target)) << target;
   }
 }
@@ -265,6 +323,20 @@ TEST_F(ConnectionCliTest, Variables) {
   EXPECT_EQ(Last(server_, "authorization"), "Bearer secret");
   EXPECT_EQ(Last(server_, "modelpress-project"), "vision");
   EXPECT_EQ(Last(server_, "traceparent"), trace);
+}
+
+TEST_F(ConnectionCliTest, ThisMachineIsReachedWithoutAProxy) {
+  TestServer plain;
+  const std::string nobody = "http://127.0.0.1:9";
+  EXPECT_EQ(RunIn({{"MODELPRESS_TARGET", plain.target()},
+                   {"grpc_proxy", nobody},
+                   {"https_proxy", nobody},
+                   {"http_proxy", nobody},
+                   {"no_grpc_proxy", ""},
+                   {"no_proxy", ""}},
+                  {"workspace", "list"}),
+            0)
+      << err_.str();
 }
 
 TEST_F(ConnectionCliTest, ErrorsBeforeAnythingIsSent) {

@@ -220,6 +220,16 @@ def test_a_token_leaves_this_machine_over_tls_only(
     assert tls_server.metadata.calls[-1][1]["authorization"] == "Bearer secret"
 
 
+def test_this_machine_is_reached_without_a_proxy(server: ProtocolServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for host in ("localhost", "127.0.0.1", "ipv4:127.0.0.1"):
+        with Client(f"{host}:{server.port}", retry=ONCE) as client:
+            assert client.list_workspaces() == []
+
+
 def test_bad_token_files_are_named(server: ProtocolServer, tmp_path: Path) -> None:
     token = tmp_path / "token"
     with Client(server.target, token_file=token) as client:
@@ -282,17 +292,79 @@ def test_errors_of_access_have_their_classes(
 
 
 @pytest.mark.parametrize(
-    ("target", "plain"),
+    "target",
     [
-        ("localhost:50051", True),
-        ("127.0.0.1:1", True),
-        ("[::1]:1", True),
-        ("unix:/tmp/socket", True),
-        ("dns:///localhost:1", True),
-        ("example.org:443", False),
-        ("localhost.example.org:443", False),
-        ("dns:///example.org:443", False),
+        "localhost:50051",
+        "localhost",
+        "127.0.0.1:1",
+        "127.0.0.1",
+        "127.1.2.3:1",
+        "[::1]:1",
+        "[::1]",
+        "::1",
+        "[0:0:0:0:0:0:0:1]:1",
+        "unix:/run/m",
+        "unix-abstract:m",
+        "dns:localhost:1",
+        "dns:/localhost:1",
+        "dns:///localhost:1",
+        "dns:///127.0.0.1:1",
+        "dns:///[::1]:1",
+        "ipv4:127.0.0.1:1",
+        "ipv4:///127.0.0.1:1",
+        "ipv4:127.0.0.1:50051,127.0.0.2:50051",
+        "ipv6:[::1]:1",
+        "ipv6:[::1]:1,[::1]:2",
     ],
 )
-def test_plaintext_only_to_this_machine(target: str, plain: bool) -> None:
-    assert is_loopback(target) == plain
+def test_plaintext_to_this_machine(target: str) -> None:
+    assert is_loopback(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        "example.org:443",
+        "localhost.example.org:443",
+        "dns:///example.org:443",
+        "10.0.0.1:1",
+        "0.0.0.0:1",
+        "[::2]:1",
+        "[::]:1",
+        "[::ffff:127.0.0.1]:1",
+        "127.example.org:443",
+        "dns:///127.example.org:443",
+        "127.0.0.1.example.org:443",
+        "127.0.0.1example.org",
+        "127.1:1",
+        "127.0.0.256:1",
+        "127.0.0.01:1",
+        "localhost@example.org:1",
+        "LOCALHOST.:1",
+        "localhost:1/x",
+        "localhost:1@example.org",
+        "localhost:",
+        "localhost%2eexample.org:1",
+        "::1:50051",
+        "[::1].example.org:1",
+        "[::1%eth0]:1",
+        "[::1",
+        "[]:1",
+        "dns://127.0.0.53/press.example.com:443",
+        "dns://127.0.0.53/localhost:1",
+        "dns://localhost:1",
+        "dns:////localhost:1",
+        "//localhost:1",
+        "ipv4:127.0.0.1:50051,192.0.2.7:50051",
+        "ipv4:192.0.2.7:50051,127.0.0.1:50051",
+        "ipv4:127.0.0.1:1%2C192.0.2.7%3A2",
+        "ipv4:127.0.0.1:1,",
+        "ipv6:[::1]:1,[2001:db8::1]:1",
+        "xds:///localhost:1",
+        "127.0.0.1 :1",
+        "\n127.0.0.1:1",
+    ],
+)
+def test_plaintext_only_to_this_machine(target: str) -> None:
+    assert not is_loopback(target)

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "modelpress/v1/compression.pb.h"
 
 namespace modelpress::server {
 namespace {
@@ -49,6 +50,13 @@ TEST(LimitEventTest, WhatNoEngineAnswersIsRefused) {
     outputs.mutable_result()->add_outputs();
   }
   EXPECT_FALSE(LimitEvent(outputs).ok());
+  v1::SaveModelResponse empty_files;
+  for (int i = 0; i < 600'000; ++i) {
+    empty_files.add_external_data();
+  }
+  RunEvent files;
+  files.mutable_result()->mutable_response()->PackFrom(empty_files);
+  EXPECT_FALSE(LimitEvent(files).ok());
 }
 
 TEST(LogLimiterTest, AFloodIsDroppedAndCounted) {

@@ -162,7 +162,7 @@ class RunTest : public testing::Test {
     return attempt;
   }
 
-  RunSpec Spec(const std::string& output, const std::string& checkpoint_dir) const {
+  static google::protobuf::Any Quantize() {
     v1::QuantizeModelRequest request;
     request.set_workspace("workspaces/w");
     request.set_config_file("c.json");
@@ -171,10 +171,16 @@ class RunTest : public testing::Test {
     request.set_model("m.onnx");
     request.mutable_calibration_data()->set_path("d.npy");
     request.set_save_path("x");
+    google::protobuf::Any any;
+    any.PackFrom(request);
+    return any;
+  }
+
+  RunSpec Spec(const std::string& output, const std::string& checkpoint_dir) const {
     RunSpec spec;
     spec.set_operation("operation");
-    spec.mutable_request()->PackFrom(request);
-    for (const char* name : {"c.json", "d.npy", "m.onnx"}) {
+    *spec.mutable_request() = request_;
+    for (const std::string& name : inputs_) {
       RunSpec::Input& input = *spec.add_inputs();
       input.set_name(name);
       input.set_path((folder_ / name).string());
@@ -196,7 +202,33 @@ class RunTest : public testing::Test {
   }
 
   fs::path folder_;
+  google::protobuf::Any request_ = Quantize();
+  std::vector<std::string> inputs_ = {"c.json", "d.npy", "m.onnx"};
 };
+
+// A record file may give more reasons to warn than the worker takes in one message.
+TEST_F(RunTest, WarningsAreCutBeforeTheyAreSent) {
+  constexpr int kEntries = 30'000;
+  std::string record;
+  for (int i = 0; i < kEntries; ++i) {
+    record += "record { key: \"c1\" value {} kv_cache_value { scale: 1 offset: 0 } }\n";
+  }
+  Write("r.txt", record);
+  v1::SaveModelRequest request;
+  request.set_workspace("workspaces/w");
+  request.set_modified_onnx_file("m.onnx");
+  request.set_record_file("r.txt");
+  request.set_save_path("x");
+  request_.PackFrom(request);
+  inputs_ = {"m.onnx", "r.txt"};
+  const Attempt attempt = Run("many", "");
+  ASSERT_FALSE(attempt.events.empty());
+  const RunResult& result = attempt.events.back().result();
+  EXPECT_FALSE(result.has_error()) << result.error().ShortDebugString();
+  ASSERT_EQ(result.warnings_size(), 1000) << attempt.log;
+  // Two more: that nothing is quantized, and that the layer is named more than once.
+  EXPECT_EQ(result.warnings(999), absl::StrCat(kEntries + 2 - 999, " more warnings are not kept"));
+}
 
 TEST_F(RunTest, AnAttemptGoesOnWhereTheOneBeforeWasKilled) {
   const Attempt undisturbed = Run("undisturbed", "");

@@ -1,5 +1,6 @@
 """How a client reaches a server that wants to know who calls: TLS, a token, and what travels with every call."""
 
+import ipaddress
 import os
 import re
 import secrets
@@ -13,6 +14,13 @@ DEFAULT_TARGET = "localhost:50051"
 # Version 00 of W3C Trace Context, section 3.2; ids of zeros are not valid.
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _TOKEN = re.compile(r"[!-~]+", re.ASCII)  # what a header may hold
+# Of a gRPC target, whose authority (what stands between "//" and the next "/") must be empty.
+_SCHEME = re.compile(r"(?:dns|ipv4|ipv6):(?:///|/)?")
+_WITH_PORT = re.compile(
+    r"(?:\[([^\]]+)\]|([^:]+))(?::[0-9]+)?", re.ASCII
+)  # or without, unless it is IPv6 without brackets
+_LOOPBACK_IPV4 = ipaddress.IPv4Network("127.0.0.0/8")
+_LOOPBACK_IPV6 = ipaddress.IPv6Address("::1")
 
 
 class ConnectionOptions(TypedDict, total=False):
@@ -54,7 +62,7 @@ class Connection:
 
     target: str
     credentials: Any
-    channel_options: tuple[tuple[str, str], ...]
+    channel_options: tuple[tuple[str, str | int], ...]
     token_file: str
     project: str
     traceparent: str
@@ -97,20 +105,22 @@ def make_connection(target: str | None, credentials: Any, options: ConnectionOpt
     if unknown:
         raise TypeError(f"unexpected keyword argument: {', '.join(unknown)}")
     chosen = target or os.environ.get("MODELPRESS_TARGET") or DEFAULT_TARGET
+    channel_options: list[tuple[str, str | int]] = []
+    if is_loopback(chosen):  # or gRPC would go by the proxy of http_proxy, which is another machine
+        channel_options.append(("grpc.enable_http_proxy", 0))
     if credentials is None:
-        name = _option(options, "tls_server_name")
         credentials = _tls_credentials(chosen, options)
-        channel_options = (("grpc.ssl_target_name_override", name),) if name else ()
+        if name := _option(options, "tls_server_name"):
+            channel_options.append(("grpc.ssl_target_name_override", name))
     else:
         given = sorted(key for key, value in options.items() if key.startswith("tls") and value is not None)
         if given:
             raise ValueError(f"credentials take the place of {', '.join(given)}: give either")
-        channel_options = ()
     traceparent = os.environ.get("TRACEPARENT", "")
     return Connection(
         target=chosen,
         credentials=credentials,
-        channel_options=channel_options,
+        channel_options=tuple(channel_options),
         token_file=_option(options, "token_file"),
         project=_option(options, "project"),
         traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
@@ -119,12 +129,25 @@ def make_connection(target: str | None, credentials: Any, options: ConnectionOpt
 
 
 def is_loopback(target: str) -> bool:
-    """Whether the host of a gRPC target is this machine, so that plaintext is safe."""
+    """Whether every address of a gRPC target is this machine, so that plaintext is safe.
+
+    What cannot be told for certain is not: names other than localhost, escapes, name servers of one's own.
+    """
     if target.startswith(("unix:", "unix-abstract:")):
         return True
-    host = target.removeprefix("dns:").lstrip("/").rpartition(":")[0] or target
-    host = host.removeprefix("ipv4:").removeprefix("ipv6:").strip("[]")
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    scheme = _SCHEME.match(target)
+    addresses = target[scheme.end() :] if scheme else target
+    return all(_is_loopback_address(address) for address in addresses.split(","))
+
+
+def _is_loopback_address(address: str) -> bool:
+    match = _WITH_PORT.fullmatch(address)
+    host = match[1] or match[2] if match else address
+    try:
+        number = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return number in _LOOPBACK_IPV4 or number == _LOOPBACK_IPV6
 
 
 def _option(options: ConnectionOptions, name: str) -> str:
