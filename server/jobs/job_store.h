@@ -111,8 +111,11 @@ struct JobFilter {
   std::optional<bool> done;
 };
 
+// What the operations of a page of several take at most, as messages.
+inline constexpr int64_t kJobPageBytes = 3 << 20;
+
 struct JobPage {
-  std::vector<Job> jobs;
+  std::vector<Job> jobs;        // without their requests
   std::string next_page_token;  // empty: the last page
 };
 
@@ -131,7 +134,8 @@ class JobStore {
   virtual absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) = 0;
   // OPERATION_NOT_FOUND.
   virtual absl::StatusOr<Job> Find(const std::string& project, const std::string& id) = 0;
-  // Newest first. PAGE_TOKEN_INVALID.
+  // Newest first. A page ends before `page_size` where the operations would take more than kJobPageBytes; it has one at least, if
+  // there is one. Nothing beyond the page is read, but for how big it is. PAGE_TOKEN_INVALID.
   virtual absl::StatusOr<JobPage> List(const std::string& project, const JobFilter& filter, int page_size,
                                        const std::string& page_token) = 0;
   // Forgets a finished job. OPERATION_NOT_FOUND, OPERATION_RUNNING.

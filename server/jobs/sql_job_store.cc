@@ -5,6 +5,7 @@
 #include <compare>
 #include <cstdint>
 #include <limits>
+#include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -26,10 +27,16 @@ constexpr char kHeld[] = "state IN (2, 3)";  // RUNNING, CANCELLING
 constexpr char kUnfinished[] = "state IN (1, 2, 3)";
 constexpr char kFinal[] = "state IN (4, 5, 6)";
 
-constexpr char kSelectJob[] =
-    "SELECT id, workspace, method, state, attempt, create_time, start_time, end_time, lease_owner, beats, progress,"
-    " request, details, response, error, sequence, failures, project, memory_bytes, disk_bytes, cache_key, trace_parent"
-    " FROM jobs JOIN job_payloads USING (sequence) WHERE ";
+constexpr char kFromJobs[] = " FROM jobs JOIN job_payloads USING (sequence) WHERE ";
+
+enum class Request { kRead, kLeftOut };
+
+std::string SelectJob(Request request) {
+  return absl::StrCat(
+      "SELECT id, workspace, method, state, attempt, create_time, start_time, end_time, lease_owner, beats, progress, ",
+      request == Request::kRead ? "request" : "NULL",
+      ", details, response, error, sequence, failures, project, memory_bytes, disk_bytes, cache_key, trace_parent", kFromJobs);
+}
 
 constexpr char kWorkspaces[] = "workspaces/";
 
@@ -57,7 +64,7 @@ v1::OperationMetadata Details(const v1::OperationMetadata& metadata) {
   return details;
 }
 
-// The job in the current row of a kSelectJob statement.
+// The job in the current row of a SelectJob statement.
 absl::StatusOr<Job> ReadJob(const Statement& row) {
   Job job;
   job.id = row.Bytes(0);
@@ -98,8 +105,8 @@ absl::StatusOr<Job> ReadJob(const Statement& row) {
 
 // All jobs for which `condition` holds, with the ORDER BY and LIMIT that it ends with.
 absl::StatusOr<std::vector<Job>> ReadJobs(Connection& connection, const std::string& condition,
-                                          const std::vector<SqlValue>& values) {
-  MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(absl::StrCat(kSelectJob, condition), values));
+                                          const std::vector<SqlValue>& values, Request request = Request::kRead) {
+  MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(absl::StrCat(SelectJob(request), condition), values));
   std::vector<Job> jobs;
   while (true) {
     MP_ASSIGN_OR_RETURN(bool row, statement.Step());
@@ -370,6 +377,42 @@ absl::StatusOr<int64_t> PositionOf(Connection& connection, const std::string& pr
   return found ? statement.Integer(0) : INT64_MAX;
 }
 
+// The first jobs for which `condition` holds, as far as they fit on one page.
+struct PageExtent {
+  int64_t jobs = 0;
+  int64_t last_number = 0;  // of the last of them
+  bool more = false;        // there are others behind it
+};
+
+// `values` end with the most jobs that are wanted and one more, which tells whether there are others; `condition` with that
+// limit. Reads no payload, whatever the size.
+absl::StatusOr<PageExtent> MeasurePage(Connection& connection, const std::string& condition,
+                                       const std::vector<SqlValue>& values) {
+  constexpr int64_t kOtherBytes = 512;  // of an operation, at most, that are not in these columns
+  const auto limit = std::get<int64_t>(values.back());
+  MP_ASSIGN_OR_RETURN(
+      Statement statement,
+      connection.Query(absl::StrCat("SELECT number, LENGTH(details) + COALESCE(LENGTH(response), 0) + COALESCE(LENGTH(error), 0)"
+                                    " + COALESCE(LENGTH(progress), 0)",
+                                    kFromJobs, condition),
+                       values));
+  PageExtent page;
+  int64_t bytes = 0;
+  while (true) {
+    MP_ASSIGN_OR_RETURN(const bool row, statement.Step());
+    if (!row) {
+      return page;
+    }
+    bytes += statement.Integer(1) + kOtherBytes;
+    if (page.jobs + 1 == limit || (page.jobs > 0 && bytes > kJobPageBytes)) {
+      page.more = true;
+      return page;
+    }
+    ++page.jobs;
+    page.last_number = statement.Integer(0);
+  }
+}
+
 // ---- Claim ------------------------------------------------------------------------------------------------------------------
 
 // The job whose turn it is; 0: none. Hops from project to project in the index, so that a long queue costs no more than a short
@@ -496,20 +539,19 @@ absl::StatusOr<JobPage> SqlJobStore::List(const std::string& project, const JobF
     MP_ASSIGN_OR_RETURN(const std::string key, DecodePageToken(scope, page_token));
     std::from_chars(key.data(), key.data() + key.size(), number);  // we wrote it
   }
-  absl::StrAppend(&condition, " ORDER BY sequence DESC LIMIT ", size + 1);  // one more tells whether there is another page
+  values.emplace_back(int64_t{size} + 1);
+  absl::StrAppend(&condition, " ORDER BY sequence DESC LIMIT ?", values.size());
   JobPage page;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     if (!page_token.empty()) {
-      MP_ASSIGN_OR_RETURN(values[0], PositionOf(connection, project, number));
+      MP_ASSIGN_OR_RETURN(values.front(), PositionOf(connection, project, number));
     }
-    MP_ASSIGN_OR_RETURN(page.jobs, ReadJobs(connection, condition, values));
-    if (page.jobs.size() <= static_cast<size_t>(size)) {
-      return absl::OkStatus();
+    MP_ASSIGN_OR_RETURN(const PageExtent extent, MeasurePage(connection, condition, values));
+    values.back() = extent.jobs;
+    MP_ASSIGN_OR_RETURN(page.jobs, ReadJobs(connection, condition, values, Request::kLeftOut));
+    if (extent.more) {
+      page.next_page_token = EncodePageToken(scope, absl::StrCat(extent.last_number));
     }
-    page.jobs.pop_back();
-    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT number FROM jobs WHERE id = ?1", {page.jobs.back().id}));
-    MP_RETURN_IF_ERROR(statement.Step().status());
-    page.next_page_token = EncodePageToken(scope, absl::StrCat(statement.Integer(0)));
     return absl::OkStatus();
   }));
   return page;

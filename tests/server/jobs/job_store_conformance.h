@@ -758,6 +758,44 @@ TEST_P(JobStoreConformance, PageSizesAndTokensByTheRules) {
   EXPECT_REASON(workspaces().ListWorkspaces(kProject, 1, token), PAGE_TOKEN_INVALID);
 }
 
+TEST_P(JobStoreConformance, BigJobsMakeShortPages) {
+  const std::string megabyte(1 << 20, 'x');
+  for (int i = 0; i < 5; ++i) {
+    MakeJobIn(Metadata::RUNNING, absl::StrCat("warned", i));
+    Outcome outcome = Success();
+    outcome.warnings = {megabyte};
+    ASSERT_OK(jobs().Finish(absl::StrCat("warned", i), 1, outcome));
+  }
+  MakeJobIn(Metadata::RUNNING, "huge");
+  Outcome outcome = Success();
+  outcome.response = AnyOf(std::string(kJobPageBytes, 'x'));
+  ASSERT_OK(jobs().Finish("huge", 1, outcome));
+  for (int i = 0; i < 5; ++i) {  // requests are not listed
+    Job job = NewJob(absl::StrCat("asked", i));
+    job.request = AnyOf(megabyte);
+    ASSERT_OK(jobs().Create(job, ""));
+  }
+  std::vector<std::vector<std::string>> pages;
+  std::string token;
+  do {
+    ASSERT_OK_AND_ASSIGN(const JobPage page, jobs().List(kProject, {}, 100, token));
+    pages.push_back(Ids(page.jobs));
+    size_t bytes = 0;
+    for (const Job& job : page.jobs) {
+      EXPECT_EQ(job.request.ByteSizeLong(), 0);
+      bytes += ToOperation(job).ByteSizeLong();
+    }
+    EXPECT_TRUE(page.jobs.size() == 1 || bytes <= kJobPageBytes) << bytes;
+    token = page.next_page_token;
+  } while (!token.empty());
+  EXPECT_THAT(pages, ElementsAre(ElementsAre("asked4", "asked3", "asked2", "asked1", "asked0"), ElementsAre("huge"),
+                                 ElementsAre("warned4", "warned3"), ElementsAre("warned2", "warned1"), ElementsAre("warned0")));
+  // The number of jobs is a limit as before.
+  ASSERT_OK_AND_ASSIGN(const JobPage page, jobs().List(kProject, {.state = Metadata::SUCCEEDED}, 1, ""));
+  EXPECT_THAT(Ids(page.jobs), ElementsAre("huge"));
+  EXPECT_NE(page.next_page_token, "");
+}
+
 TEST_P(JobStoreConformance, Filters) {
   ASSERT_OK(workspaces().CreateWorkspace({kProject, "v"}, "", ""));
   MakeJobIn(Metadata::SUCCEEDED, "o1");
