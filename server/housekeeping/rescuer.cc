@@ -25,10 +25,14 @@ absl::StatusOr<int64_t> Rescuer::Look() {
 }
 
 absl::StatusOr<int64_t> Rescuer::TakeLost() {
+  const absl::Duration begin = clock_.Elapsed();
+  const absl::Duration watched = std::min(begin - looked_at_.value_or(begin), 2 * options_.interval);
+  const bool doubtful = std::ranges::any_of(seen_, [this](const auto& seen) { return seen.second.still > options_.lease / 2; });
+  if (doubtful) {
+    MP_RETURN_IF_ERROR(jobs_.AwaitTurn());
+  }
   MP_ASSIGN_OR_RETURN(const std::vector<Job> leased, jobs_.Leased());
-  const absl::Duration now = clock_.Elapsed();
-  const absl::Duration watched = std::min(now - looked_at_.value_or(now), 2 * options_.interval);
-  looked_at_ = now;
+  looked_at_ = clock_.Elapsed();
   std::map<std::string, Seen> seen;
   for (const Job& job : leased) {
     const auto before = seen_.find(job.id);
@@ -43,11 +47,11 @@ absl::StatusOr<int64_t> Rescuer::TakeLost() {
       continue;
     }
     const Ending ending = AfterLoss(options_.retries, job, Crashed(job.metadata.attempt(), "the loss of its worker"));
-    const absl::Status given_back = Apply(jobs_, job, ending).status();
-    if (absl::IsFailedPrecondition(given_back) || absl::IsNotFound(given_back)) {
-      continue;  // another process was quicker, or the holder lives after all and ended it
+    const absl::Status revoked = jobs_.Revoke(job, ending.outcome);
+    if (absl::IsFailedPrecondition(revoked) || absl::IsNotFound(revoked)) {
+      continue;  // another process was quicker, or the holder lives after all: it ended the job, or added heartbeats
     }
-    MP_RETURN_IF_ERROR(given_back);
+    MP_RETURN_IF_ERROR(revoked);
     ++taken;
     LOG(WARNING) << "operations/" << job.id << ": attempt " << job.metadata.attempt() << " was lost ("
                  << (expired ? "its lease ran out" : "its worker is dead") << ")";

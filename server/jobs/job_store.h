@@ -3,12 +3,12 @@
 // attempt it claimed.
 //
 // A lease needs no clocks that agree: its holder adds heartbeats, and whoever sees their number stand still for the lease's time,
-// measured by a clock of its own that never jumps, gives the job back (Requeue), which fences the old attempt off.
+// measured by a clock of its own that never jumps, gives the job back (Revoke), which fences the old attempt off.
 //
 // Calls for people name the project that they speak for; what another project has does not exist for them.
 //
 //   PENDING --Claim--> RUNNING --Finish--> SUCCEEDED | FAILED
-//      |                 |  \--Requeue (lease lost, infrastructure failed) --> PENDING, attempt + 1 at the next Claim
+//      |                 |  \--Requeue, Revoke (infrastructure failed, lease lost) --> PENDING, attempt + 1 at the next Claim
 //      |                 \--RequestCancel--> CANCELLING --Finish--> CANCELLED | SUCCEEDED | FAILED
 //      \--RequestCancel--> CANCELLED
 #ifndef MODELPRESS_SERVER_JOBS_JOB_STORE_H_
@@ -169,6 +169,13 @@ class JobStore {
   virtual absl::Status Requeue(const std::string& id, int attempt, bool failed) = 0;
   // Jobs held under a lease, whoever holds it.
   virtual absl::StatusOr<std::vector<Job>> Leased() = 0;
+  // Takes a job, which Leased returned as `seen`, from a holder that is held for dead: Finish with `outcome` if there is one,
+  // else Requeue, as an attempt that did not fail. FAILED_PRECONDITION as Heartbeat, and if the holder has added heartbeats
+  // since: it lives, and keeps the job.
+  virtual absl::Status Revoke(const Job& seen, const std::optional<Outcome>& outcome) = 0;
+  // Returns once this process has had a turn to change something, for which every heartbeat has to wait, too. As long as nobody
+  // gets one, heartbeats that stand still tell nothing of those who are to add them.
+  virtual absl::Status AwaitTurn() = 0;
   // Forgets up to `limit` jobs that ended before `ended_before`, those that ended first first. Returns how many. A job that came
   // after one which was accepted since then is younger than its times say (somebody set the clock), and stays.
   virtual absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) = 0;

@@ -165,16 +165,20 @@ HeldJob ReadHeldRow(const Statement& row) {
   return {row.Integer(0), static_cast<State>(row.Integer(1)), {row.Bytes(2), row.Bytes(3)}};
 }
 
-// FAILED_PRECONDITION unless `attempt` holds the job.
-absl::StatusOr<HeldJob> ReadHeldJob(Connection& connection, const std::string& id, int attempt) {
+// FAILED_PRECONDITION unless `attempt` holds the job and, where they are given, no heartbeats were added to `beats`.
+absl::StatusOr<HeldJob> ReadHeldJob(Connection& connection, const std::string& id, int attempt,
+                                    std::optional<int64_t> beats = std::nullopt) {
   MP_ASSIGN_OR_RETURN(
       Statement statement,
       connection.Query(
-          absl::StrCat("SELECT sequence, state, project, workspace FROM jobs WHERE id = ?1 AND attempt = ?2 AND ", kHeld),
+          absl::StrCat("SELECT sequence, state, project, workspace, beats FROM jobs WHERE id = ?1 AND attempt = ?2 AND ", kHeld),
           {id, static_cast<int64_t>(attempt)}));
   MP_ASSIGN_OR_RETURN(bool found, statement.Step());
   if (!found) {
     return NotHeld(id, attempt);
+  }
+  if (beats.has_value() && statement.Integer(4) != *beats) {
+    return absl::FailedPreconditionError(absl::StrCat("attempt ", attempt, " at operations/", id, " has added heartbeats since"));
   }
   return ReadHeldRow(statement);
 }
@@ -363,6 +367,49 @@ absl::Status InsertCached(Connection& connection, const Quotas& quotas, const Jo
   MP_ASSIGN_OR_RETURN(const int64_t sequence, Insert(connection, job, workspace, v1::OperationMetadata::SUCCEEDED, now, details));
   return End(connection, {sequence, v1::OperationMetadata::SUCCEEDED, workspace}, v1::OperationMetadata::SUCCEEDED, now,
              ToBlob(response), std::monostate());
+}
+
+// ---- The end of an attempt --------------------------------------------------------------------------------------------------
+
+// JobStore::Finish. Returns the state that the job ends in.
+absl::StatusOr<State> FinishHeld(Connection& connection, const Quotas& quotas, const std::string& id, const HeldJob& held,
+                                 const Outcome& outcome, absl::Time now) {
+  if (outcome.state == v1::OperationMetadata::CANCELLED && held.state != v1::OperationMetadata::CANCELLING) {
+    return MakeError(v1::INTERNAL_ERROR, absl::StrCat("operations/", id, " cannot end CANCELLED: nobody asked for it"));
+  }
+  State ended = outcome.state;
+  MP_ASSIGN_OR_RETURN(const Job job, ReadJobById(connection, id));
+  v1::OperationMetadata details = Details(job.metadata);
+  details.mutable_warnings()->Assign(outcome.warnings.begin(), outcome.warnings.end());
+  SqlValue response = outcome.response ? SqlValue(ToBlob(*outcome.response)) : SqlValue();
+  SqlValue error = outcome.error ? SqlValue(ToBlob(*outcome.error)) : SqlValue();
+  MP_ASSIGN_OR_RETURN(const int64_t growth, GrowthBy(connection, held.workspace, outcome.outputs));
+  if (absl::Status room = RequireBytes(connection, quotas, held.workspace.project, growth); room.ok()) {
+    MP_RETURN_IF_ERROR(LinkOutputs(connection, held.workspace, outcome.outputs, now, details));
+  } else if (ReasonOf(room) == v1::QUOTA_EXCEEDED) {
+    ended = v1::OperationMetadata::FAILED;
+    response = SqlValue();
+    error = ToBlob(StoredError(room));
+  } else {
+    return room;
+  }
+  MP_RETURN_IF_ERROR(
+      connection.Execute("UPDATE job_payloads SET details = ?2 WHERE sequence = ?1", {held.sequence, ToBlob(details)}).status());
+  MP_RETURN_IF_ERROR(End(connection, held, ended, now, response, error));
+  return ended;
+}
+
+// JobStore::Requeue.
+absl::Status RequeueHeld(Connection& connection, const HeldJob& held, bool failed, absl::Time now) {
+  if (held.state == v1::OperationMetadata::CANCELLING) {
+    return EndCancelled(connection, held, now);
+  }
+  return connection
+      .Execute(
+          "UPDATE jobs SET state = ?2, lease_owner = NULL, progress = NULL, failures = failures + ?3"
+          " WHERE sequence = ?1",
+          {held.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING), static_cast<int64_t>(failed)})
+      .status();
 }
 
 // ---- List -------------------------------------------------------------------------------------------------------------------
@@ -684,47 +731,33 @@ absl::StatusOr<State> SqlJobStore::Finish(const std::string& id, int attempt, co
   MP_RETURN_IF_ERROR(CheckOutcome(outcome));
   State ended = outcome.state;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(HeldJob held, ReadHeldJob(connection, id, attempt));
-    if (outcome.state == v1::OperationMetadata::CANCELLED && held.state != v1::OperationMetadata::CANCELLING) {
-      return MakeError(v1::INTERNAL_ERROR, absl::StrCat("operations/", id, " cannot end CANCELLED: nobody asked for it"));
-    }
-    const absl::Time now = clock_.Now();
-    MP_ASSIGN_OR_RETURN(Job job, ReadJobById(connection, id));
-    v1::OperationMetadata details = Details(job.metadata);
-    details.mutable_warnings()->Assign(outcome.warnings.begin(), outcome.warnings.end());
-    SqlValue response = outcome.response ? SqlValue(ToBlob(*outcome.response)) : SqlValue();
-    SqlValue error = outcome.error ? SqlValue(ToBlob(*outcome.error)) : SqlValue();
-    MP_ASSIGN_OR_RETURN(const int64_t growth, GrowthBy(connection, held.workspace, outcome.outputs));
-    if (absl::Status room = RequireBytes(connection, quotas_, held.workspace.project, growth); room.ok()) {
-      MP_RETURN_IF_ERROR(LinkOutputs(connection, held.workspace, outcome.outputs, now, details));
-    } else if (ReasonOf(room) == v1::QUOTA_EXCEEDED) {
-      ended = v1::OperationMetadata::FAILED;
-      response = SqlValue();
-      error = ToBlob(StoredError(room));
-    } else {
-      return room;
-    }
-    MP_RETURN_IF_ERROR(
-        connection.Execute("UPDATE job_payloads SET details = ?2 WHERE sequence = ?1", {held.sequence, ToBlob(details)})
-            .status());
-    return End(connection, held, ended, now, response, error);
+    MP_ASSIGN_OR_RETURN(const HeldJob held, ReadHeldJob(connection, id, attempt));
+    MP_ASSIGN_OR_RETURN(ended, FinishHeld(connection, quotas_, id, held, outcome, clock_.Now()));
+    return absl::OkStatus();
   }));
   return ended;
 }
 
 absl::Status SqlJobStore::Requeue(const std::string& id, int attempt, bool failed) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
-    if (job.state == v1::OperationMetadata::CANCELLING) {
-      return EndCancelled(connection, job, clock_.Now());
-    }
-    return connection
-        .Execute(
-            "UPDATE jobs SET state = ?2, lease_owner = NULL, progress = NULL, failures = failures + ?3"
-            " WHERE sequence = ?1",
-            {job.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING), static_cast<int64_t>(failed)})
-        .status();
+    MP_ASSIGN_OR_RETURN(const HeldJob held, ReadHeldJob(connection, id, attempt));
+    return RequeueHeld(connection, held, failed, clock_.Now());
   });
+}
+
+absl::Status SqlJobStore::Revoke(const Job& seen, const std::optional<Outcome>& outcome) {
+  if (outcome.has_value()) {
+    MP_RETURN_IF_ERROR(CheckOutcome(*outcome));
+  }
+  return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(const HeldJob held, ReadHeldJob(connection, seen.id, seen.metadata.attempt(), seen.beats));
+    return outcome.has_value() ? FinishHeld(connection, quotas_, seen.id, held, *outcome, clock_.Now()).status()
+                               : RequeueHeld(connection, held, /*failed=*/false, clock_.Now());
+  });
+}
+
+absl::Status SqlJobStore::AwaitTurn() {
+  return database_.Write(Durability::kProcessCrash, [](Connection&) { return absl::OkStatus(); });
 }
 
 absl::StatusOr<std::vector<Job>> SqlJobStore::Leased() {

@@ -46,6 +46,8 @@ class SqlJobStore final : public JobStore {
   absl::StatusOr<v1::OperationMetadata::State> Finish(const std::string& id, int attempt, const Outcome& outcome) override;
   absl::Status Requeue(const std::string& id, int attempt, bool failed) override;
   absl::StatusOr<std::vector<Job>> Leased() override;
+  absl::Status Revoke(const Job& seen, const std::optional<Outcome>& outcome) override;
+  absl::Status AwaitTurn() override;
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override;
   absl::StatusOr<int64_t> ForgetRequests(absl::Time came_before, int limit) override;
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override;

@@ -626,6 +626,39 @@ TEST_P(JobStoreConformance, RequeueEndsACancelledJob) {
   EXPECT_EQ(job.lease_owner, "");
 }
 
+TEST_P(JobStoreConformance, RevokeTakesFromTheSilentOnly) {
+  MakeJobIn(Metadata::RUNNING, "o1");
+  auto leased = [&] {
+    const absl::StatusOr<std::vector<Job>> held = jobs().Leased();
+    EXPECT_OK(held);
+    return held.ok() && held->size() == 1 ? held->front() : Job();
+  };
+  EXPECT_OK(jobs().AwaitTurn());
+  Job seen = leased();
+  ASSERT_OK(jobs().Heartbeat("o1", 1, {}));
+  EXPECT_NOT_HELD(jobs().Revoke(seen, std::nullopt));
+  EXPECT_NOT_HELD(jobs().Revoke(seen, Failure()));
+  EXPECT_EQ(StateOf("o1"), Metadata::RUNNING);
+  seen = leased();
+  ASSERT_OK(jobs().Revoke(seen, std::nullopt));
+  ASSERT_OK_AND_ASSIGN(const Job job, jobs().Get("o1"));
+  EXPECT_EQ(job.metadata.state(), Metadata::PENDING);
+  EXPECT_EQ(job.failures, 0);
+  EXPECT_EQ(job.lease_owner, "");
+  EXPECT_NOT_HELD(jobs().Revoke(seen, std::nullopt));
+
+  ASSERT_EQ(ClaimId(), "o1");
+  seen = leased();
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));  // no sign of life
+  ASSERT_OK(jobs().Revoke(seen, std::nullopt));
+  EXPECT_EQ(StateOf("o1"), Metadata::CANCELLED);
+
+  MakeJobIn(Metadata::RUNNING, "o2");
+  ASSERT_OK(jobs().Revoke(leased(), Failure()));
+  EXPECT_EQ(StateOf("o2"), Metadata::FAILED);
+  EXPECT_OK(jobs().AwaitTurn());
+}
+
 TEST_P(JobStoreConformance, FinishLinksTheOutputs) {
   ASSERT_OK(workspaces().PutFile({kProject, "w"}, {.path = "results/a", .sha256 = std::string(64, 'f'), .size_bytes = 1}));
   MakeJobIn(Metadata::RUNNING, "o1");

@@ -73,6 +73,12 @@ class UnreliableJobStore final : public JobStore {
   absl::StatusOr<std::vector<Job>> Leased() override {
     return Call<absl::StatusOr<std::vector<Job>>>("Leased", [&] { return store_.Leased(); });
   }
+  absl::Status Revoke(const Job& seen, const std::optional<Outcome>& outcome) override {
+    return Call<absl::Status>("Revoke", [&] { return store_.Revoke(seen, outcome); });
+  }
+  absl::Status AwaitTurn() override {
+    return Call<absl::Status>("AwaitTurn", [&] { return store_.AwaitTurn(); });
+  }
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override {
     return store_.ForgetFinished(ended_before, limit);
   }
