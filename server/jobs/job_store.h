@@ -132,6 +132,10 @@ class JobStore {
   // that one, then nothing is to be run: the new job is SUCCEEDED at once, with metadata.cached, no attempt, the same warnings,
   // outputs and response, its outputs linked in its own workspace (QUOTA_EXCEEDED if they do not fit there).
   virtual absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) = 0;
+  // The job that Create would return for a `request_id` that the project gave before; nullopt if it is new, or empty.
+  // REQUEST_ID_REUSED if the request of that time is not equal to `request`. OPERATION_NOT_FOUND if the job was deleted.
+  virtual absl::StatusOr<std::optional<Job>> FindCreated(const std::string& project, const std::string& request_id,
+                                                         const google::protobuf::Any& request) = 0;
   // OPERATION_NOT_FOUND.
   virtual absl::StatusOr<Job> Find(const std::string& project, const std::string& id) = 0;
   // Newest first. A page ends before `page_size` where the operations would take more than kJobPageBytes; it has one at least, if

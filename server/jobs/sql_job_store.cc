@@ -203,6 +203,19 @@ absl::Status EndCancelled(Connection& connection, const HeldJob& job, absl::Time
 
 // ---- Acceptance -------------------------------------------------------------------------------------------------------------
 
+// What makes two requests the same.
+std::string Fingerprint(const google::protobuf::Any& request) { return Sha256Hex(ToBlob(request).bytes); }
+
+// The job that `request_id` led to before; nullopt if it is new. Errors as FindRequest, and OPERATION_NOT_FOUND.
+absl::StatusOr<std::optional<Job>> ReadCreated(Connection& connection, const std::string& project, const std::string& request_id,
+                                               const std::string& fingerprint) {
+  MP_ASSIGN_OR_RETURN(const std::string id, FindRequest(connection, project, RequestKind::kOperation, request_id, fingerprint));
+  if (id.empty()) {
+    return std::nullopt;
+  }
+  return ReadJobById(connection, id);
+}
+
 SqlValue TextOrNull(const std::string& text) { return text.empty() ? SqlValue() : SqlValue(text); }
 
 // Costs beyond what a column can hold are as good as its maximum.
@@ -510,27 +523,37 @@ absl::StatusOr<int64_t> FindNext(Connection& connection, const Quotas& quotas, c
 absl::StatusOr<Job> SqlJobStore::Create(const Job& job, const std::string& request_id) {
   MP_ASSIGN_OR_RETURN(const std::string workspace_id, WorkspaceId(job.metadata.workspace()));
   const WorkspaceKey workspace{job.project, workspace_id};
-  const std::string fingerprint = Sha256Hex(ToBlob(job.request).bytes);
-  Job created;
+  const std::string fingerprint = Fingerprint(job.request);
+  std::optional<Job> created;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    const absl::Time now = clock_.Now();
-    MP_ASSIGN_OR_RETURN(std::string id, FindRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint));
-    if (id.empty()) {
-      id = job.id;
-      MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
-      MP_ASSIGN_OR_RETURN(const std::optional<Job> cached, FindCached(connection, job));
-      if (cached.has_value()) {
-        MP_RETURN_IF_ERROR(InsertCached(connection, quotas_, job, *cached, workspace, now));
-      } else {
-        MP_RETURN_IF_ERROR(RequirePending(connection, quotas_, job.project));
-        MP_ASSIGN_OR_RETURN(const int64_t sequence,
-                            Insert(connection, job, workspace, v1::OperationMetadata::PENDING, now, Details(job.metadata)));
-        MP_RETURN_IF_ERROR(InsertInputs(connection, sequence, job.project, job.metadata));
-      }
-      MP_RETURN_IF_ERROR(UseWorkspace(connection, workspace, 0, 0, now));
-      MP_RETURN_IF_ERROR(RememberRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, id, now));
+    MP_ASSIGN_OR_RETURN(created, ReadCreated(connection, job.project, request_id, fingerprint));
+    if (created.has_value()) {
+      return absl::OkStatus();
     }
-    MP_ASSIGN_OR_RETURN(created, ReadJobById(connection, id));
+    const absl::Time now = clock_.Now();
+    MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
+    MP_ASSIGN_OR_RETURN(const std::optional<Job> cached, FindCached(connection, job));
+    if (cached.has_value()) {
+      MP_RETURN_IF_ERROR(InsertCached(connection, quotas_, job, *cached, workspace, now));
+    } else {
+      MP_RETURN_IF_ERROR(RequirePending(connection, quotas_, job.project));
+      MP_ASSIGN_OR_RETURN(const int64_t sequence,
+                          Insert(connection, job, workspace, v1::OperationMetadata::PENDING, now, Details(job.metadata)));
+      MP_RETURN_IF_ERROR(InsertInputs(connection, sequence, job.project, job.metadata));
+    }
+    MP_RETURN_IF_ERROR(UseWorkspace(connection, workspace, 0, 0, now));
+    MP_RETURN_IF_ERROR(RememberRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, job.id, now));
+    MP_ASSIGN_OR_RETURN(created, ReadJobById(connection, job.id));
+    return absl::OkStatus();
+  }));
+  return *std::move(created);
+}
+
+absl::StatusOr<std::optional<Job>> SqlJobStore::FindCreated(const std::string& project, const std::string& request_id,
+                                                            const google::protobuf::Any& request) {
+  std::optional<Job> created;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(created, ReadCreated(connection, project, request_id, Fingerprint(request)));
     return absl::OkStatus();
   }));
   return created;

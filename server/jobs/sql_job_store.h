@@ -32,6 +32,8 @@ class SqlJobStore final : public JobStore {
       : database_(database), clock_(clock), quotas_(quotas) {}
 
   absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) override;
+  absl::StatusOr<std::optional<Job>> FindCreated(const std::string& project, const std::string& request_id,
+                                                 const google::protobuf::Any& request) override;
   absl::StatusOr<Job> Find(const std::string& project, const std::string& id) override;
   absl::StatusOr<JobPage> List(const std::string& project, const JobFilter& filter, int page_size,
                                const std::string& page_token) override;

@@ -305,6 +305,31 @@ TEST_P(JobStoreConformance, RequestIdGivesTheJobOfThatTime) {
   EXPECT_EQ(replayed.metadata.state(), Metadata::CANCELLED);
 }
 
+TEST_P(JobStoreConformance, WhatARequestIdLedToIsFoundWithoutCreatingAnything) {
+  MakeProjects({"q"});
+  const Job job = NewJob("o1");
+  auto find = [&](const std::string& project, const std::string& request_id, const google::protobuf::Any& request) {
+    const absl::StatusOr<std::optional<Job>> found = jobs().FindCreated(project, request_id, request);
+    EXPECT_OK(found);
+    return found.ok() && found->has_value() ? (*found)->id : "";
+  };
+  EXPECT_EQ(find(kProject, "r1", job.request), "");
+  ASSERT_OK(jobs().Create(job, "r1"));
+  ASSERT_OK(jobs().Create(NewJob("o2"), ""));
+  EXPECT_EQ(find(kProject, "r1", job.request), "o1");
+  EXPECT_EQ(find(kProject, "r2", job.request), "");
+  EXPECT_EQ(find(kProject, "", job.request), "");
+  EXPECT_EQ(find("q", "r1", job.request), "");
+  EXPECT_REASON(jobs().FindCreated(kProject, "r1", AnyOf("other")), REQUEST_ID_REUSED);
+  // Its input and its workspace may be gone.
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "o2"));
+  ASSERT_OK(workspaces().DeleteWorkspace({kProject, "w"}));
+  EXPECT_EQ(find(kProject, "r1", job.request), "o1");
+  ASSERT_OK(jobs().Delete(kProject, "o1"));
+  EXPECT_REASON(jobs().FindCreated(kProject, "r1", job.request), OPERATION_NOT_FOUND);
+}
+
 TEST_P(JobStoreConformance, ForgottenRequestIdsAreNewAgain) {
   ASSERT_OK(workspaces().CreateWorkspace({kProject, "x"}, "", "r1"));
   for (const char* id : {"1", "2", "3"}) {

@@ -40,6 +40,10 @@ class UnreliableJobStore final : public JobStore {
   }
 
   absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) override { return store_.Create(job, request_id); }
+  absl::StatusOr<std::optional<Job>> FindCreated(const std::string& project, const std::string& request_id,
+                                                 const google::protobuf::Any& request) override {
+    return store_.FindCreated(project, request_id, request);
+  }
   absl::StatusOr<Job> Find(const std::string& project, const std::string& id) override { return store_.Find(project, id); }
   absl::StatusOr<JobPage> List(const std::string& project, const JobFilter& filter, int page_size,
                                const std::string& page_token) override {
