@@ -19,9 +19,9 @@ Rescuer::Rescuer(RescuerOptions options, JobStore& jobs, JobEvents& events, cons
     : options_(std::move(options)), jobs_(jobs), events_(events), clock_(clock) {}
 
 absl::StatusOr<int64_t> Rescuer::Look() {
-  MP_ASSIGN_OR_RETURN(const int64_t taken, TakeLost());
-  MP_RETURN_IF_ERROR(RemoveDeadScratch());
-  return taken;
+  absl::StatusOr<int64_t> taken = TakeLost();
+  const absl::Status removed = RemoveDeadScratch();
+  return taken.ok() && !removed.ok() ? removed : taken;
 }
 
 absl::StatusOr<int64_t> Rescuer::TakeLost() {
@@ -41,6 +41,7 @@ absl::StatusOr<int64_t> Rescuer::TakeLost() {
   }
   seen_ = std::move(seen);
   int64_t taken = 0;
+  absl::Status status;
   for (const Job& job : leased) {
     const bool expired = seen_.at(job.id).still > options_.lease;
     if (!expired && !IsDeadOwner(job.lease_owner)) {
@@ -51,12 +52,16 @@ absl::StatusOr<int64_t> Rescuer::TakeLost() {
     if (absl::IsFailedPrecondition(revoked) || absl::IsNotFound(revoked)) {
       continue;  // another process was quicker, or the holder lives after all: it ended the job, or added heartbeats
     }
-    MP_RETURN_IF_ERROR(revoked);
+    status.Update(revoked);
+    if (!revoked.ok()) {
+      continue;  // the others have their turn all the same
+    }
     ++taken;
     LOG(WARNING) << "operations/" << job.id << ": attempt " << job.metadata.attempt() << " was lost ("
                  << (expired ? "its lease ran out" : "its worker is dead") << ")";
     events_.Notify();
   }
+  MP_RETURN_IF_ERROR(status);
   return taken;
 }
 

@@ -38,7 +38,7 @@ class Rescuer {
   // All must outlive this.
   Rescuer(RescuerOptions options, JobStore& jobs, JobEvents& events, const Clock& clock);
 
-  // Returns how many jobs were taken from their holders.
+  // Returns how many jobs were taken from their holders, or the first error, when it has done what it could.
   absl::StatusOr<int64_t> Look();
 
  private:

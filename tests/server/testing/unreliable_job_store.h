@@ -84,7 +84,7 @@ class UnreliableJobStore final : public JobStore {
     return Call<absl::Status>("AwaitTurn", [&] { return store_.AwaitTurn(); });
   }
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override {
-    return store_.ForgetFinished(ended_before, limit);
+    return Call<absl::StatusOr<int64_t>>("ForgetFinished", [&] { return store_.ForgetFinished(ended_before, limit); });
   }
   absl::StatusOr<int64_t> ForgetRequests(absl::Time came_before, int limit) override {
     return store_.ForgetRequests(came_before, limit);
