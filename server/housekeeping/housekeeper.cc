@@ -103,7 +103,7 @@ absl::StatusOr<int64_t> Housekeeper::InBatches(absl::FunctionRef<absl::StatusOr<
   while (GoOn()) {
     MP_ASSIGN_OR_RETURN(const int64_t batch, remove_batch());
     removed += batch;
-    if (batch < options_.batch) {
+    if (batch == 0) {
       break;
     }
   }
@@ -166,10 +166,13 @@ absl::StatusOr<int64_t> Housekeeper::ExpireUploads() {
     }
     return true;
   }));
-  MP_ASSIGN_OR_RETURN(const std::vector<std::string> gone, context_.workspaces.DeleteUploadsBefore(cutoff, active));
-  return RemoveEach(gone, [&](const std::string& id) -> absl::StatusOr<bool> {
-    MP_RETURN_IF_ERROR(context_.blobs.DiscardUpload(id));
-    return true;
+  return InBatches([&]() -> absl::StatusOr<int64_t> {
+    MP_ASSIGN_OR_RETURN(const std::vector<std::string> gone,
+                        context_.workspaces.DeleteUploadsBefore(cutoff, active, options_.batch));
+    return RemoveEach(gone, [&](const std::string& id) -> absl::StatusOr<bool> {
+      MP_RETURN_IF_ERROR(context_.blobs.DiscardUpload(id));
+      return true;
+    });
   });
 }
 

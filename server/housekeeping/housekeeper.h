@@ -96,7 +96,7 @@ class Housekeeper {
   void Loop();
   // Between two steps: looks for lost operations if that is due. False: stop.
   bool GoOn();
-  // Calls `remove_batch` (which returns how many it removed) until there is less than a batch to remove.
+  // Calls `remove_batch` (which returns how many it removed) until there is nothing to remove.
   absl::StatusOr<int64_t> InBatches(absl::FunctionRef<absl::StatusOr<int64_t>()> remove_batch);
   // Calls `remove` (which returns whether it removed something) for each of `items`. One that fails keeps no other from its turn,
   // unless nothing works: the store cannot be reached at all. Returns how many were removed, or the first error.
