@@ -104,14 +104,35 @@ uint64_t RaiseDescriptorLimit() {
   return descriptors.rlim_max;
 }
 
-absl::StatusOr<UniqueFd> LockFile(const std::string& path) {
-  MP_ASSIGN_OR_RETURN(UniqueFd file, OpenFile(path, O_RDWR | O_CREAT, 0640));
-  while (flock(file.get(), LOCK_EX) != 0) {
+namespace {
+
+// flock(2), never interrupted. 0, or an errno.
+int Lock(const UniqueFd& file, int operation) {
+  while (flock(file.get(), operation) != 0) {
     if (errno != EINTR) {
-      return ErrnoError(errno, "lock", path);
+      return errno;
     }
   }
-  return file;
+  return 0;
+}
+
+absl::StatusOr<UniqueFd> OpenLockFile(const std::string& path) { return OpenFile(path, O_RDWR | O_CREAT, 0640); }
+
+}  // namespace
+
+absl::StatusOr<UniqueFd> LockFile(const std::string& path) {
+  MP_ASSIGN_OR_RETURN(UniqueFd file, OpenLockFile(path));
+  const int error = Lock(file, LOCK_EX);
+  return error == 0 ? absl::StatusOr<UniqueFd>(std::move(file)) : ErrnoError(error, "lock", path);
+}
+
+absl::StatusOr<std::optional<UniqueFd>> TryLockFile(const std::string& path) {
+  MP_ASSIGN_OR_RETURN(UniqueFd file, OpenLockFile(path));
+  const int error = Lock(file, LOCK_EX | LOCK_NB);
+  if (error != 0 && error != EWOULDBLOCK) {
+    return ErrnoError(error, "lock", path);
+  }
+  return error == 0 ? std::optional<UniqueFd>(std::move(file)) : std::nullopt;
 }
 
 absl::StatusOr<DiskSpace> DiskSpaceOf(const std::string& path) {

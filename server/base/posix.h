@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -54,6 +55,8 @@ uint64_t RaiseDescriptorLimit();
 
 // Waits until the exclusive flock(2) of the file at `path`, which is made if missing, is held.
 absl::StatusOr<UniqueFd> LockFile(const std::string& path);
+// The same without waiting; nullopt: somebody else holds it.
+absl::StatusOr<std::optional<UniqueFd>> TryLockFile(const std::string& path);
 
 // Of the file system that `path` is on.
 struct DiskSpace {

@@ -84,7 +84,8 @@ class BlobStore {
   // As Contains, and what is there counts as new from now on.
   virtual absl::StatusOr<bool> Keep(const BlobInfo& blob) = 0;
 
-  // For housekeeping. A visitor that returns false ends the visit. What comes or goes meanwhile may be seen or not.
+  // For housekeeping. A visitor that returns false ends the visit. What comes or goes meanwhile may be seen or not. What cannot
+  // be read keeps nothing else from being visited, or removed, and is the error in the end.
   struct StoredBlob {
     std::string sha256;
     uint64_t size_bytes = 0;
@@ -92,7 +93,8 @@ class BlobStore {
   };
   virtual absl::Status ForEach(absl::FunctionRef<bool(const StoredBlob&)> visit) = 0;
   // Removes a blob that was last touched before `cutoff` and that no adopted file is a link to (see above). Returns its size;
-  // nullopt if it stays, or is gone.
+  // nullopt if it stays, or is gone. It also stays while blobs come or go in any thread or process: this waits for nobody,
+  // because it is called in the midst of a change of the database, for which everybody waits.
   virtual absl::StatusOr<std::optional<uint64_t>> RemoveIfOlder(const std::string& sha256, absl::Time cutoff) = 0;
   struct StoredUpload {
     std::string id;

@@ -260,8 +260,6 @@ absl::StatusOr<std::string> DirectoryBlobStore::UploadPath(const std::string& up
   return absl::StrCat(folder_, "/uploads/", upload_id);
 }
 
-absl::StatusOr<UniqueFd> DirectoryBlobStore::LockNames() const { return LockFile(folder_ + "/names.lock"); }
-
 absl::StatusOr<bool> DirectoryBlobStore::Contains(const BlobInfo& blob) {
   MP_RETURN_IF_ERROR(CheckDigest(blob.sha256));
   MP_ASSIGN_OR_RETURN(std::optional<uint64_t> size, FileSize(Path(blob.sha256)));
@@ -371,27 +369,28 @@ absl::StatusOr<bool> DirectoryBlobStore::Keep(const BlobInfo& blob) {
 }
 
 absl::Status DirectoryBlobStore::ForEach(absl::FunctionRef<bool(const StoredBlob&)> visit) {
-  for (int i = 0; i < kFanOut; ++i) {
+  absl::Status status;
+  bool go_on = true;
+  for (int i = 0; i < kFanOut && go_on; ++i) {
     const std::string prefix = absl::StrFormat("%02x", i);
-    bool go_on = true;
-    MP_RETURN_IF_ERROR(ListFiles(absl::StrCat(folder_, "/blobs/", prefix), [&](const std::string& name, const struct stat& info) {
+    status.Update(ListFiles(absl::StrCat(folder_, "/blobs/", prefix), [&](const std::string& name, const struct stat& info) {
       std::string sha256 = prefix + name;
       if (IsSha256Hex(sha256)) {
         go_on = visit({std::move(sha256), static_cast<uint64_t>(info.st_size), absl::TimeFromTimespec(info.st_mtim)});
       }
       return go_on;
     }));
-    if (!go_on) {
-      break;
-    }
   }
-  return absl::OkStatus();
+  return status;
 }
 
 absl::StatusOr<std::optional<uint64_t>> DirectoryBlobStore::RemoveIfOlder(const std::string& sha256, absl::Time cutoff) {
   MP_RETURN_IF_ERROR(CheckDigest(sha256));
   const std::string path = Path(sha256);
-  MP_ASSIGN_OR_RETURN(const UniqueFd lock, LockNames());
+  MP_ASSIGN_OR_RETURN(const std::optional<UniqueFd> lock, TryLockFile(NamesLock()));
+  if (!lock.has_value()) {
+    return std::nullopt;
+  }
   struct stat info;
   if (stat(path.c_str(), &info) != 0) {
     if (errno == ENOENT) {
@@ -416,21 +415,23 @@ absl::Status DirectoryBlobStore::ForEachUpload(absl::FunctionRef<bool(const Stor
 
 absl::StatusOr<int64_t> DirectoryBlobStore::RemoveStrays(absl::Time cutoff) {
   int64_t removed = 0;
+  absl::Status status;
   auto remove_from = [&](const std::string& folder, absl::FunctionRef<bool(const std::string&)> is_ours) {
-    return ListFiles(folder, [&](const std::string& name, const struct stat& info) {
+    status.Update(ListFiles(folder, [&](const std::string& name, const struct stat& info) {
       if (!is_ours(name) && absl::TimeFromTimespec(info.st_mtim) < cutoff &&
           unlink(absl::StrCat(folder, "/", name).c_str()) == 0) {
         ++removed;
       }
       return true;
-    });
+    }));
   };
-  MP_RETURN_IF_ERROR(remove_from(folder_ + "/uploads", [this](const std::string& name) { return UploadPath(name).ok(); }));
+  remove_from(folder_ + "/uploads", [this](const std::string& name) { return UploadPath(name).ok(); });
   for (int i = 0; i < kFanOut; ++i) {
     const std::string prefix = absl::StrFormat("%02x", i);
-    MP_RETURN_IF_ERROR(remove_from(absl::StrCat(folder_, "/blobs/", prefix),
-                                   [&prefix](const std::string& name) { return IsSha256Hex(prefix + name); }));
+    remove_from(absl::StrCat(folder_, "/blobs/", prefix),
+                [&prefix](const std::string& name) { return IsSha256Hex(prefix + name); });
   }
+  MP_RETURN_IF_ERROR(status);
   return removed;
 }
 

@@ -49,7 +49,8 @@ class DirectoryBlobStore final : public BlobStore {
   explicit DirectoryBlobStore(std::string folder) : folder_(std::move(folder)) {}
   std::string FanOutFolder(const std::string& sha256) const;
   absl::StatusOr<std::string> UploadPath(const std::string& upload_id) const;
-  absl::StatusOr<UniqueFd> LockNames() const;
+  std::string NamesLock() const { return folder_ + "/names.lock"; }
+  absl::StatusOr<UniqueFd> LockNames() const { return LockFile(NamesLock()); }
   // All of these under LockNames. None is durable until the fan-out folder is synced.
   // `name` is that of a file in the folder open as `parent` (or AT_FDCWD).
   //

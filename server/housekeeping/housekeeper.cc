@@ -19,7 +19,6 @@ namespace modelpress::server {
 namespace {
 
 constexpr absl::Duration kJump = absl::Minutes(1);
-constexpr absl::Duration kAfterJump = absl::Hours(1);
 
 }  // namespace
 
@@ -29,7 +28,7 @@ Housekeeper::Housekeeper(const HousekeepingOptions& options, const HousekeepingC
       rescuer_(options.rescuer, context.jobs, context.events, context.clock),
       rescue_at_(context.clock.Elapsed()),
       boot_time_(context.clock.Now() - context.clock.Elapsed()),
-      ages_known_at_(context.clock.Elapsed()) {}
+      ages_known_at_(context.clock.Elapsed() + options.clock_trial) {}
 
 Housekeeper::~Housekeeper() { Stop(); }
 
@@ -52,7 +51,7 @@ void Housekeeper::Loop() {
   absl::Duration round_at = context_.clock.Elapsed();
   while (GoOn()) {
     if (context_.clock.Elapsed() >= round_at) {
-      Round();
+      Round().IgnoreError();  // it was logged
       round_at = context_.clock.Elapsed() + options_.interval;
     }
     const absl::Duration rest = std::min(rescue_at_, round_at) - context_.clock.Elapsed();
@@ -93,7 +92,7 @@ bool Housekeeper::AgesAreKnown() {
   if (absl::AbsDuration(boot_time - boot_time_) > kJump) {
     LOG(WARNING) << "the system's clock jumped by " << absl::FormatDuration(boot_time - boot_time_)
                  << "; nothing is removed for its age for a while";
-    ages_known_at_ = elapsed + std::max(options_.blob_grace, kAfterJump);
+    ages_known_at_ = elapsed + std::max(options_.blob_grace, options_.clock_trial);
   }
   boot_time_ = boot_time;
   return elapsed >= ages_known_at_;
@@ -104,10 +103,31 @@ absl::StatusOr<int64_t> Housekeeper::InBatches(absl::FunctionRef<absl::StatusOr<
   while (GoOn()) {
     MP_ASSIGN_OR_RETURN(const int64_t batch, remove_batch());
     removed += batch;
-    if (batch < options_.batch) {
+    if (batch == 0) {
       break;
     }
   }
+  return removed;
+}
+
+template <typename Items>
+absl::StatusOr<int64_t> Housekeeper::RemoveEach(
+    const Items& items, absl::FunctionRef<absl::StatusOr<bool>(const typename Items::value_type&)> remove) {
+  int64_t removed = 0;
+  absl::Status status;
+  for (const auto& item : items) {
+    if (!GoOn()) {
+      break;
+    }
+    const absl::StatusOr<bool> gone = remove(item);
+    status.Update(gone.status());
+    removed += gone.value_or(false) ? 1 : 0;
+    LOG_IF(WARNING, !gone.ok()) << "housekeeping goes on after " << gone.status();
+    if (ReasonOf(gone.status()) == v1::STORAGE_UNAVAILABLE) {
+      break;
+    }
+  }
+  MP_RETURN_IF_ERROR(status);
   return removed;
 }
 
@@ -146,11 +166,14 @@ absl::StatusOr<int64_t> Housekeeper::ExpireUploads() {
     }
     return true;
   }));
-  MP_ASSIGN_OR_RETURN(const std::vector<std::string> gone, context_.workspaces.DeleteUploadsBefore(cutoff, active));
-  for (const std::string& id : gone) {
-    MP_RETURN_IF_ERROR(context_.blobs.DiscardUpload(id));
-  }
-  return static_cast<int64_t>(gone.size());
+  return InBatches([&]() -> absl::StatusOr<int64_t> {
+    MP_ASSIGN_OR_RETURN(const std::vector<std::string> gone,
+                        context_.workspaces.DeleteUploadsBefore(cutoff, active, options_.batch));
+    return RemoveEach(gone, [&](const std::string& id) -> absl::StatusOr<bool> {
+      MP_RETURN_IF_ERROR(context_.blobs.DiscardUpload(id));
+      return true;
+    });
+  });
 }
 
 absl::StatusOr<int64_t> Housekeeper::ExpireRequestIds() {
@@ -171,18 +194,13 @@ absl::StatusOr<int64_t> Housekeeper::RemoveOrphanedUploads() {
     return true;
   }));
   context_.metrics.SetStorageBytes("uploads", bytes);
-  int64_t removed = 0;
-  for (const std::string& id : ids) {
-    if (!GoOn()) {
-      break;
-    }
+  return RemoveEach(ids, [&](const std::string& id) -> absl::StatusOr<bool> {
     MP_ASSIGN_OR_RETURN(const bool exists, context_.workspaces.UploadExists(id));
     if (!exists) {
       MP_RETURN_IF_ERROR(context_.blobs.DiscardUpload(id));
-      ++removed;
     }
-  }
-  return removed;
+    return !exists;
+  });
 }
 
 absl::StatusOr<int64_t> Housekeeper::RemoveDeadCheckpoints() {
@@ -197,20 +215,17 @@ absl::StatusOr<int64_t> Housekeeper::RemoveDeadCheckpoints() {
   if (error) {
     return MakeError(v1::STORAGE_ERROR, absl::StrCat("read ", scratch, ": ", error.message()));
   }
-  int64_t removed = 0;
-  for (const auto& [path, operation] : folders) {
-    if (!GoOn()) {
-      break;
-    }
-    const absl::StatusOr<Job> job = context_.jobs.Get(operation);
-    if (job.ok() ? job->done() : absl::IsNotFound(job.status())) {
-      RemoveTree(path);
-      ++removed;
-    } else if (!job.ok()) {
+  return RemoveEach(folders, [&](const std::pair<std::string, std::string>& folder) -> absl::StatusOr<bool> {
+    const absl::StatusOr<Job> job = context_.jobs.Get(folder.second);
+    if (!job.ok() && !absl::IsNotFound(job.status())) {
       return job.status();
     }
-  }
-  return removed;
+    const bool dead = !job.ok() || job->done();
+    if (dead) {
+      RemoveTree(folder.first);
+    }
+    return dead;
+  });
 }
 
 absl::StatusOr<int64_t> Housekeeper::CollectGarbage() {
@@ -218,7 +233,7 @@ absl::StatusOr<int64_t> Housekeeper::CollectGarbage() {
   const bool ages_are_known = AgesAreKnown();
   std::set<std::string> candidates;  // the first of those that are old enough, from next_blob_ on
   uint64_t bytes = 0;
-  MP_RETURN_IF_ERROR(context_.blobs.ForEach([&](const BlobStore::StoredBlob& blob) {
+  const absl::Status listed = context_.blobs.ForEach([&](const BlobStore::StoredBlob& blob) {
     bytes += blob.size_bytes;
     if (ages_are_known && blob.touch_time < cutoff && blob.sha256 >= next_blob_) {
       candidates.insert(blob.sha256);
@@ -227,17 +242,15 @@ absl::StatusOr<int64_t> Housekeeper::CollectGarbage() {
       }
     }
     return true;
-  }));
-  context_.metrics.SetStorageBytes("blobs", bytes);
+  });
+  if (listed.ok()) {
+    context_.metrics.SetStorageBytes("blobs", bytes);
+  }
   if (const absl::StatusOr<DiskSpace> space = DiskSpaceOf(options_.data_folder); space.ok()) {
     context_.metrics.SetStorageFreeBytes(space->free_bytes);
   }
   next_blob_ = static_cast<int64_t>(candidates.size()) == options_.blobs_per_round ? *candidates.rbegin() + "0" : "";
-  int64_t removed = 0;
-  for (const std::string& sha256 : candidates) {
-    if (!GoOn()) {
-      break;
-    }
+  const absl::StatusOr<int64_t> removed = RemoveEach(candidates, [&](const std::string& sha256) -> absl::StatusOr<bool> {
     std::optional<uint64_t> freed;
     MP_RETURN_IF_ERROR(context_.workspaces
                            .RemoveUnreferenced(sha256,
@@ -248,9 +261,10 @@ absl::StatusOr<int64_t> Housekeeper::CollectGarbage() {
                            .status());
     if (freed.has_value()) {
       context_.metrics.BlobRemoved(*freed);
-      ++removed;
     }
-  }
+    return freed.has_value();
+  });
+  MP_RETURN_IF_ERROR(listed);
   return removed;
 }
 
@@ -258,7 +272,7 @@ absl::StatusOr<int64_t> Housekeeper::RemoveStrays() {
   return AgesAreKnown() ? context_.blobs.RemoveStrays(context_.clock.Now() - options_.blob_grace) : 0;
 }
 
-void Housekeeper::Round() {
+absl::Status Housekeeper::Round() {
   struct Step {
     const char* what;
     absl::StatusOr<int64_t> (Housekeeper::*run)();
@@ -275,22 +289,25 @@ void Housekeeper::Round() {
   };
   const absl::Duration start = context_.clock.Elapsed();
   std::vector<std::string> done;
+  absl::Status status;
   for (const Step& step : kSteps) {
     if (!GoOn()) {
-      return;
+      return status;
     }
     const absl::StatusOr<int64_t> removed = (this->*step.run)();
-    if (!removed.ok()) {
-      LOG(WARNING) << "housekeeping could not look after " << step.what << ", the next round tries again: " << removed.status();
-      return;
-    }
-    if (*removed > 0) {
+    status.Update(removed.status());
+    LOG_IF(WARNING, !removed.ok()) << "housekeeping could not look after all " << step.what
+                                   << ", the next round tries again: " << removed.status();
+    if (removed.value_or(0) > 0) {
       done.push_back(absl::StrCat(*removed, " ", step.what));
     }
   }
   const absl::Duration duration = context_.clock.Elapsed() - start;
-  context_.metrics.HousekeepingEnded(duration);
+  if (status.ok()) {
+    context_.metrics.HousekeepingEnded(duration);
+  }
   LOG_IF(INFO, !done.empty()) << "housekeeping removed " << absl::StrJoin(done, ", ") << " in " << absl::FormatDuration(duration);
+  return status;
 }
 
 }  // namespace modelpress::server

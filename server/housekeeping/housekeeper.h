@@ -33,6 +33,8 @@ struct HousekeepingOptions {
   // Content that nothing refers to stays so long. Where the file system has no hard links this must be longer than an attempt
   // takes from its first adopted output to its end (server/blobs/blob_store.h).
   absl::Duration blob_grace = absl::Hours(1);
+  // For so long after the start, and after every jump of the system's clock, nothing goes for its age.
+  absl::Duration clock_trial = absl::Hours(1);
   int batch = 100;                 // rows that one transaction removes
   int64_t blobs_per_round = 5000;  // contents that one round asks the database about; the next goes on from there
   std::string data_folder;
@@ -52,8 +54,9 @@ struct HousekeepingContext {
 // One thread, in every process; any number of processes may do all of this at the same time. It works in small steps: between two
 // of them it stops if it has to, and looks for lost operations when that is due.
 //
-// Ages are differences of the system's clock, there is no other for what outlives processes. So that a clock which somebody sets
-// wrong for a while does no harm, nothing goes for its age within `blob_grace` (and an hour) of a jump of more than a minute.
+// Ages are differences of the system's clock, there is no other for what outlives processes. So that a clock which is wrong for a
+// while does no harm, be it that a machine starts with it or that somebody sets it, nothing goes for its age in the first
+// `clock_trial` of a process, nor within that time (or `blob_grace`, if it is longer) of a jump of more than a minute.
 class Housekeeper {
  public:
   Housekeeper(const HousekeepingOptions& options, const HousekeepingContext& context);
@@ -65,7 +68,8 @@ class Housekeeper {
   void Start();
   void Stop();
 
-  // The steps, for the thread, or for tests that do not start it. Each returns how many things it removed (or took away).
+  // The steps, for the thread, or for tests that do not start it. Each returns how many things it removed (or took away), or its
+  // first error, when it has done what it could.
   //
   // Operations of dead workers, and their scratch folders.
   absl::StatusOr<int64_t> Rescue();
@@ -84,16 +88,22 @@ class Housekeeper {
   // Files that this program does not make.
   absl::StatusOr<int64_t> RemoveStrays();
 
-  // One round of everything but Rescue, each step once. Logs one line if it did anything, or could not.
-  void Round();
+  // One round of everything but Rescue, each step once. What fails is logged and keeps nothing else from its turn, neither in its
+  // step nor after it; the first error is returned. One more line says what was removed.
+  absl::Status Round();
 
  private:
   void Loop();
   // Between two steps: looks for lost operations if that is due. False: stop.
   bool GoOn();
-  // Calls `remove_batch` (which returns how many it removed) until there is less than a batch to remove.
+  // Calls `remove_batch` (which returns how many it removed) until there is nothing to remove.
   absl::StatusOr<int64_t> InBatches(absl::FunctionRef<absl::StatusOr<int64_t>()> remove_batch);
-  // False for some time after the system's clock has jumped.
+  // Calls `remove` (which returns whether it removed something) for each of `items`. One that fails keeps no other from its turn,
+  // unless nothing works: the store cannot be reached at all. Returns how many were removed, or the first error.
+  template <typename Items>
+  absl::StatusOr<int64_t> RemoveEach(const Items& items,
+                                     absl::FunctionRef<absl::StatusOr<bool>(const typename Items::value_type&)> remove);
+  // False for some time after the start, and after the system's clock has jumped.
   bool AgesAreKnown();
 
   const HousekeepingOptions options_;

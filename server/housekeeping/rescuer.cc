@@ -19,16 +19,20 @@ Rescuer::Rescuer(RescuerOptions options, JobStore& jobs, JobEvents& events, cons
     : options_(std::move(options)), jobs_(jobs), events_(events), clock_(clock) {}
 
 absl::StatusOr<int64_t> Rescuer::Look() {
-  MP_ASSIGN_OR_RETURN(const int64_t taken, TakeLost());
-  MP_RETURN_IF_ERROR(RemoveDeadScratch());
-  return taken;
+  absl::StatusOr<int64_t> taken = TakeLost();
+  const absl::Status removed = RemoveDeadScratch();
+  return taken.ok() && !removed.ok() ? removed : taken;
 }
 
 absl::StatusOr<int64_t> Rescuer::TakeLost() {
+  const absl::Duration begin = clock_.Elapsed();
+  const absl::Duration watched = std::min(begin - looked_at_.value_or(begin), 2 * options_.interval);
+  const bool doubtful = std::ranges::any_of(seen_, [this](const auto& seen) { return seen.second.still > options_.lease / 2; });
+  if (doubtful) {
+    MP_RETURN_IF_ERROR(jobs_.AwaitTurn());
+  }
   MP_ASSIGN_OR_RETURN(const std::vector<Job> leased, jobs_.Leased());
-  const absl::Duration now = clock_.Elapsed();
-  const absl::Duration watched = std::min(now - looked_at_.value_or(now), 2 * options_.interval);
-  looked_at_ = now;
+  looked_at_ = clock_.Elapsed();
   std::map<std::string, Seen> seen;
   for (const Job& job : leased) {
     const auto before = seen_.find(job.id);
@@ -37,22 +41,27 @@ absl::StatusOr<int64_t> Rescuer::TakeLost() {
   }
   seen_ = std::move(seen);
   int64_t taken = 0;
+  absl::Status status;
   for (const Job& job : leased) {
     const bool expired = seen_.at(job.id).still > options_.lease;
     if (!expired && !IsDeadOwner(job.lease_owner)) {
       continue;
     }
     const Ending ending = AfterLoss(options_.retries, job, Crashed(job.metadata.attempt(), "the loss of its worker"));
-    const absl::Status given_back = Apply(jobs_, job, ending).status();
-    if (absl::IsFailedPrecondition(given_back) || absl::IsNotFound(given_back)) {
-      continue;  // another process was quicker, or the holder lives after all and ended it
+    const absl::Status revoked = jobs_.Revoke(job, ending.outcome);
+    if (absl::IsFailedPrecondition(revoked) || absl::IsNotFound(revoked)) {
+      continue;  // another process was quicker, or the holder lives after all: it ended the job, or added heartbeats
     }
-    MP_RETURN_IF_ERROR(given_back);
+    status.Update(revoked);
+    if (!revoked.ok()) {
+      continue;  // the others have their turn all the same
+    }
     ++taken;
     LOG(WARNING) << "operations/" << job.id << ": attempt " << job.metadata.attempt() << " was lost ("
                  << (expired ? "its lease ran out" : "its worker is dead") << ")";
     events_.Notify();
   }
+  MP_RETURN_IF_ERROR(status);
   return taken;
 }
 

@@ -30,13 +30,15 @@ struct RescuerOptions {
 //
 // Only time that this object watched counts: it is the sum of the times between looks, none of which counts for more than two
 // intervals. A machine that slept, a store that could not be reached, a process that was stopped: none of it lets leases run out,
-// because none of it gave their holders the chance to add heartbeats.
+// because none of it gave their holders the chance to add heartbeats. Nor does a writer that holds up all others: heartbeats are
+// changes, and wait for it, while looks do not. So once a job was still for half its lease, looks wait for their turn to change
+// something; and a heartbeat that comes between the last look and the taking keeps the job with its holder.
 class Rescuer {
  public:
   // All must outlive this.
   Rescuer(RescuerOptions options, JobStore& jobs, JobEvents& events, const Clock& clock);
 
-  // Returns how many jobs were taken from their holders.
+  // Returns how many jobs were taken from their holders, or the first error, when it has done what it could.
   absl::StatusOr<int64_t> Look();
 
  private:

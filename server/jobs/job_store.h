@@ -3,12 +3,12 @@
 // attempt it claimed.
 //
 // A lease needs no clocks that agree: its holder adds heartbeats, and whoever sees their number stand still for the lease's time,
-// measured by a clock of its own that never jumps, gives the job back (Requeue), which fences the old attempt off.
+// measured by a clock of its own that never jumps, gives the job back (Revoke), which fences the old attempt off.
 //
 // Calls for people name the project that they speak for; what another project has does not exist for them.
 //
 //   PENDING --Claim--> RUNNING --Finish--> SUCCEEDED | FAILED
-//      |                 |  \--Requeue (lease lost, infrastructure failed) --> PENDING, attempt + 1 at the next Claim
+//      |                 |  \--Requeue, Revoke (infrastructure failed, lease lost) --> PENDING, attempt + 1 at the next Claim
 //      |                 \--RequestCancel--> CANCELLING --Finish--> CANCELLED | SUCCEEDED | FAILED
 //      \--RequestCancel--> CANCELLED
 #ifndef MODELPRESS_SERVER_JOBS_JOB_STORE_H_
@@ -111,8 +111,11 @@ struct JobFilter {
   std::optional<bool> done;
 };
 
+// What the operations of a page of several take at most, as messages.
+inline constexpr int64_t kJobPageBytes = 3 << 20;
+
 struct JobPage {
-  std::vector<Job> jobs;
+  std::vector<Job> jobs;        // without their requests
   std::string next_page_token;  // empty: the last page
 };
 
@@ -129,9 +132,14 @@ class JobStore {
   // that one, then nothing is to be run: the new job is SUCCEEDED at once, with metadata.cached, no attempt, the same warnings,
   // outputs and response, its outputs linked in its own workspace (QUOTA_EXCEEDED if they do not fit there).
   virtual absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) = 0;
+  // The job that Create would return for a `request_id` that the project gave before; nullopt if it is new, or empty.
+  // REQUEST_ID_REUSED if the request of that time is not equal to `request`. OPERATION_NOT_FOUND if the job was deleted.
+  virtual absl::StatusOr<std::optional<Job>> FindCreated(const std::string& project, const std::string& request_id,
+                                                         const google::protobuf::Any& request) = 0;
   // OPERATION_NOT_FOUND.
   virtual absl::StatusOr<Job> Find(const std::string& project, const std::string& id) = 0;
-  // Newest first. PAGE_TOKEN_INVALID.
+  // Newest first. A page ends before `page_size` where the operations would take more than kJobPageBytes; it has one at least, if
+  // there is one. Nothing beyond the page is read, but for how big it is. PAGE_TOKEN_INVALID.
   virtual absl::StatusOr<JobPage> List(const std::string& project, const JobFilter& filter, int page_size,
                                        const std::string& page_token) = 0;
   // Forgets a finished job. OPERATION_NOT_FOUND, OPERATION_RUNNING.
@@ -165,6 +173,13 @@ class JobStore {
   virtual absl::Status Requeue(const std::string& id, int attempt, bool failed) = 0;
   // Jobs held under a lease, whoever holds it.
   virtual absl::StatusOr<std::vector<Job>> Leased() = 0;
+  // Takes a job, which Leased returned as `seen`, from a holder that is held for dead: Finish with `outcome` if there is one,
+  // else Requeue, as an attempt that did not fail. FAILED_PRECONDITION as Heartbeat, and if the holder has added heartbeats
+  // since: it lives, and keeps the job.
+  virtual absl::Status Revoke(const Job& seen, const std::optional<Outcome>& outcome) = 0;
+  // Returns once this process has had a turn to change something, for which every heartbeat has to wait, too. As long as nobody
+  // gets one, heartbeats that stand still tell nothing of those who are to add them.
+  virtual absl::Status AwaitTurn() = 0;
   // Forgets up to `limit` jobs that ended before `ended_before`, those that ended first first. Returns how many. A job that came
   // after one which was accepted since then is younger than its times say (somebody set the clock), and stays.
   virtual absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) = 0;

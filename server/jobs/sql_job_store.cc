@@ -5,6 +5,7 @@
 #include <compare>
 #include <cstdint>
 #include <limits>
+#include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -26,10 +27,16 @@ constexpr char kHeld[] = "state IN (2, 3)";  // RUNNING, CANCELLING
 constexpr char kUnfinished[] = "state IN (1, 2, 3)";
 constexpr char kFinal[] = "state IN (4, 5, 6)";
 
-constexpr char kSelectJob[] =
-    "SELECT id, workspace, method, state, attempt, create_time, start_time, end_time, lease_owner, beats, progress,"
-    " request, details, response, error, sequence, failures, project, memory_bytes, disk_bytes, cache_key, trace_parent"
-    " FROM jobs JOIN job_payloads USING (sequence) WHERE ";
+constexpr char kFromJobs[] = " FROM jobs JOIN job_payloads USING (sequence) WHERE ";
+
+enum class Request { kRead, kLeftOut };
+
+std::string SelectJob(Request request) {
+  return absl::StrCat(
+      "SELECT id, workspace, method, state, attempt, create_time, start_time, end_time, lease_owner, beats, progress, ",
+      request == Request::kRead ? "request" : "NULL",
+      ", details, response, error, sequence, failures, project, memory_bytes, disk_bytes, cache_key, trace_parent", kFromJobs);
+}
 
 constexpr char kWorkspaces[] = "workspaces/";
 
@@ -57,7 +64,7 @@ v1::OperationMetadata Details(const v1::OperationMetadata& metadata) {
   return details;
 }
 
-// The job in the current row of a kSelectJob statement.
+// The job in the current row of a SelectJob statement.
 absl::StatusOr<Job> ReadJob(const Statement& row) {
   Job job;
   job.id = row.Bytes(0);
@@ -98,8 +105,8 @@ absl::StatusOr<Job> ReadJob(const Statement& row) {
 
 // All jobs for which `condition` holds, with the ORDER BY and LIMIT that it ends with.
 absl::StatusOr<std::vector<Job>> ReadJobs(Connection& connection, const std::string& condition,
-                                          const std::vector<SqlValue>& values) {
-  MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(absl::StrCat(kSelectJob, condition), values));
+                                          const std::vector<SqlValue>& values, Request request = Request::kRead) {
+  MP_ASSIGN_OR_RETURN(Statement statement, connection.Query(absl::StrCat(SelectJob(request), condition), values));
   std::vector<Job> jobs;
   while (true) {
     MP_ASSIGN_OR_RETURN(bool row, statement.Step());
@@ -158,16 +165,20 @@ HeldJob ReadHeldRow(const Statement& row) {
   return {row.Integer(0), static_cast<State>(row.Integer(1)), {row.Bytes(2), row.Bytes(3)}};
 }
 
-// FAILED_PRECONDITION unless `attempt` holds the job.
-absl::StatusOr<HeldJob> ReadHeldJob(Connection& connection, const std::string& id, int attempt) {
+// FAILED_PRECONDITION unless `attempt` holds the job and, where they are given, no heartbeats were added to `beats`.
+absl::StatusOr<HeldJob> ReadHeldJob(Connection& connection, const std::string& id, int attempt,
+                                    std::optional<int64_t> beats = std::nullopt) {
   MP_ASSIGN_OR_RETURN(
       Statement statement,
       connection.Query(
-          absl::StrCat("SELECT sequence, state, project, workspace FROM jobs WHERE id = ?1 AND attempt = ?2 AND ", kHeld),
+          absl::StrCat("SELECT sequence, state, project, workspace, beats FROM jobs WHERE id = ?1 AND attempt = ?2 AND ", kHeld),
           {id, static_cast<int64_t>(attempt)}));
   MP_ASSIGN_OR_RETURN(bool found, statement.Step());
   if (!found) {
     return NotHeld(id, attempt);
+  }
+  if (beats.has_value() && statement.Integer(4) != *beats) {
+    return absl::FailedPreconditionError(absl::StrCat("attempt ", attempt, " at operations/", id, " has added heartbeats since"));
   }
   return ReadHeldRow(statement);
 }
@@ -191,6 +202,19 @@ absl::Status EndCancelled(Connection& connection, const HeldJob& job, absl::Time
 }
 
 // ---- Acceptance -------------------------------------------------------------------------------------------------------------
+
+// What makes two requests the same.
+std::string Fingerprint(const google::protobuf::Any& request) { return Sha256Hex(ToBlob(request).bytes); }
+
+// The job that `request_id` led to before; nullopt if it is new. Errors as FindRequest, and OPERATION_NOT_FOUND.
+absl::StatusOr<std::optional<Job>> ReadCreated(Connection& connection, const std::string& project, const std::string& request_id,
+                                               const std::string& fingerprint) {
+  MP_ASSIGN_OR_RETURN(const std::string id, FindRequest(connection, project, RequestKind::kOperation, request_id, fingerprint));
+  if (id.empty()) {
+    return std::nullopt;
+  }
+  return ReadJobById(connection, id);
+}
 
 SqlValue TextOrNull(const std::string& text) { return text.empty() ? SqlValue() : SqlValue(text); }
 
@@ -358,6 +382,49 @@ absl::Status InsertCached(Connection& connection, const Quotas& quotas, const Jo
              ToBlob(response), std::monostate());
 }
 
+// ---- The end of an attempt --------------------------------------------------------------------------------------------------
+
+// JobStore::Finish. Returns the state that the job ends in.
+absl::StatusOr<State> FinishHeld(Connection& connection, const Quotas& quotas, const std::string& id, const HeldJob& held,
+                                 const Outcome& outcome, absl::Time now) {
+  if (outcome.state == v1::OperationMetadata::CANCELLED && held.state != v1::OperationMetadata::CANCELLING) {
+    return MakeError(v1::INTERNAL_ERROR, absl::StrCat("operations/", id, " cannot end CANCELLED: nobody asked for it"));
+  }
+  State ended = outcome.state;
+  MP_ASSIGN_OR_RETURN(const Job job, ReadJobById(connection, id));
+  v1::OperationMetadata details = Details(job.metadata);
+  details.mutable_warnings()->Assign(outcome.warnings.begin(), outcome.warnings.end());
+  SqlValue response = outcome.response ? SqlValue(ToBlob(*outcome.response)) : SqlValue();
+  SqlValue error = outcome.error ? SqlValue(ToBlob(*outcome.error)) : SqlValue();
+  MP_ASSIGN_OR_RETURN(const int64_t growth, GrowthBy(connection, held.workspace, outcome.outputs));
+  if (absl::Status room = RequireBytes(connection, quotas, held.workspace.project, growth); room.ok()) {
+    MP_RETURN_IF_ERROR(LinkOutputs(connection, held.workspace, outcome.outputs, now, details));
+  } else if (ReasonOf(room) == v1::QUOTA_EXCEEDED) {
+    ended = v1::OperationMetadata::FAILED;
+    response = SqlValue();
+    error = ToBlob(StoredError(room));
+  } else {
+    return room;
+  }
+  MP_RETURN_IF_ERROR(
+      connection.Execute("UPDATE job_payloads SET details = ?2 WHERE sequence = ?1", {held.sequence, ToBlob(details)}).status());
+  MP_RETURN_IF_ERROR(End(connection, held, ended, now, response, error));
+  return ended;
+}
+
+// JobStore::Requeue.
+absl::Status RequeueHeld(Connection& connection, const HeldJob& held, bool failed, absl::Time now) {
+  if (held.state == v1::OperationMetadata::CANCELLING) {
+    return EndCancelled(connection, held, now);
+  }
+  return connection
+      .Execute(
+          "UPDATE jobs SET state = ?2, lease_owner = NULL, progress = NULL, failures = failures + ?3"
+          " WHERE sequence = ?1",
+          {held.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING), static_cast<int64_t>(failed)})
+      .status();
+}
+
 // ---- List -------------------------------------------------------------------------------------------------------------------
 
 // The sequence before which the jobs of the project come whose number is less than the token's. The job of that number may be
@@ -368,6 +435,42 @@ absl::StatusOr<int64_t> PositionOf(Connection& connection, const std::string& pr
                                        {project, number}));
   MP_ASSIGN_OR_RETURN(const bool found, statement.Step());
   return found ? statement.Integer(0) : INT64_MAX;
+}
+
+// The first jobs for which `condition` holds, as far as they fit on one page.
+struct PageExtent {
+  int64_t jobs = 0;
+  int64_t last_number = 0;  // of the last of them
+  bool more = false;        // there are others behind it
+};
+
+// `values` end with the most jobs that are wanted and one more, which tells whether there are others; `condition` with that
+// limit. Reads no payload, whatever the size.
+absl::StatusOr<PageExtent> MeasurePage(Connection& connection, const std::string& condition,
+                                       const std::vector<SqlValue>& values) {
+  constexpr int64_t kOtherBytes = 512;  // of an operation, at most, that are not in these columns
+  const auto limit = std::get<int64_t>(values.back());
+  MP_ASSIGN_OR_RETURN(
+      Statement statement,
+      connection.Query(absl::StrCat("SELECT number, LENGTH(details) + COALESCE(LENGTH(response), 0) + COALESCE(LENGTH(error), 0)"
+                                    " + COALESCE(LENGTH(progress), 0)",
+                                    kFromJobs, condition),
+                       values));
+  PageExtent page;
+  int64_t bytes = 0;
+  while (true) {
+    MP_ASSIGN_OR_RETURN(const bool row, statement.Step());
+    if (!row) {
+      return page;
+    }
+    bytes += statement.Integer(1) + kOtherBytes;
+    if (page.jobs + 1 == limit || (page.jobs > 0 && bytes > kJobPageBytes)) {
+      page.more = true;
+      return page;
+    }
+    ++page.jobs;
+    page.last_number = statement.Integer(0);
+  }
 }
 
 // ---- Claim ------------------------------------------------------------------------------------------------------------------
@@ -420,27 +523,37 @@ absl::StatusOr<int64_t> FindNext(Connection& connection, const Quotas& quotas, c
 absl::StatusOr<Job> SqlJobStore::Create(const Job& job, const std::string& request_id) {
   MP_ASSIGN_OR_RETURN(const std::string workspace_id, WorkspaceId(job.metadata.workspace()));
   const WorkspaceKey workspace{job.project, workspace_id};
-  const std::string fingerprint = Sha256Hex(ToBlob(job.request).bytes);
-  Job created;
+  const std::string fingerprint = Fingerprint(job.request);
+  std::optional<Job> created;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    const absl::Time now = clock_.Now();
-    MP_ASSIGN_OR_RETURN(std::string id, FindRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint));
-    if (id.empty()) {
-      id = job.id;
-      MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
-      MP_ASSIGN_OR_RETURN(const std::optional<Job> cached, FindCached(connection, job));
-      if (cached.has_value()) {
-        MP_RETURN_IF_ERROR(InsertCached(connection, quotas_, job, *cached, workspace, now));
-      } else {
-        MP_RETURN_IF_ERROR(RequirePending(connection, quotas_, job.project));
-        MP_ASSIGN_OR_RETURN(const int64_t sequence,
-                            Insert(connection, job, workspace, v1::OperationMetadata::PENDING, now, Details(job.metadata)));
-        MP_RETURN_IF_ERROR(InsertInputs(connection, sequence, job.project, job.metadata));
-      }
-      MP_RETURN_IF_ERROR(UseWorkspace(connection, workspace, 0, 0, now));
-      MP_RETURN_IF_ERROR(RememberRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, id, now));
+    MP_ASSIGN_OR_RETURN(created, ReadCreated(connection, job.project, request_id, fingerprint));
+    if (created.has_value()) {
+      return absl::OkStatus();
     }
-    MP_ASSIGN_OR_RETURN(created, ReadJobById(connection, id));
+    const absl::Time now = clock_.Now();
+    MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
+    MP_ASSIGN_OR_RETURN(const std::optional<Job> cached, FindCached(connection, job));
+    if (cached.has_value()) {
+      MP_RETURN_IF_ERROR(InsertCached(connection, quotas_, job, *cached, workspace, now));
+    } else {
+      MP_RETURN_IF_ERROR(RequirePending(connection, quotas_, job.project));
+      MP_ASSIGN_OR_RETURN(const int64_t sequence,
+                          Insert(connection, job, workspace, v1::OperationMetadata::PENDING, now, Details(job.metadata)));
+      MP_RETURN_IF_ERROR(InsertInputs(connection, sequence, job.project, job.metadata));
+    }
+    MP_RETURN_IF_ERROR(UseWorkspace(connection, workspace, 0, 0, now));
+    MP_RETURN_IF_ERROR(RememberRequest(connection, job.project, RequestKind::kOperation, request_id, fingerprint, job.id, now));
+    MP_ASSIGN_OR_RETURN(created, ReadJobById(connection, job.id));
+    return absl::OkStatus();
+  }));
+  return *std::move(created);
+}
+
+absl::StatusOr<std::optional<Job>> SqlJobStore::FindCreated(const std::string& project, const std::string& request_id,
+                                                            const google::protobuf::Any& request) {
+  std::optional<Job> created;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(created, ReadCreated(connection, project, request_id, Fingerprint(request)));
     return absl::OkStatus();
   }));
   return created;
@@ -496,20 +609,19 @@ absl::StatusOr<JobPage> SqlJobStore::List(const std::string& project, const JobF
     MP_ASSIGN_OR_RETURN(const std::string key, DecodePageToken(scope, page_token));
     std::from_chars(key.data(), key.data() + key.size(), number);  // we wrote it
   }
-  absl::StrAppend(&condition, " ORDER BY sequence DESC LIMIT ", size + 1);  // one more tells whether there is another page
+  values.emplace_back(int64_t{size} + 1);
+  absl::StrAppend(&condition, " ORDER BY sequence DESC LIMIT ?", values.size());
   JobPage page;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
     if (!page_token.empty()) {
-      MP_ASSIGN_OR_RETURN(values[0], PositionOf(connection, project, number));
+      MP_ASSIGN_OR_RETURN(values.front(), PositionOf(connection, project, number));
     }
-    MP_ASSIGN_OR_RETURN(page.jobs, ReadJobs(connection, condition, values));
-    if (page.jobs.size() <= static_cast<size_t>(size)) {
-      return absl::OkStatus();
+    MP_ASSIGN_OR_RETURN(const PageExtent extent, MeasurePage(connection, condition, values));
+    values.back() = extent.jobs;
+    MP_ASSIGN_OR_RETURN(page.jobs, ReadJobs(connection, condition, values, Request::kLeftOut));
+    if (extent.more) {
+      page.next_page_token = EncodePageToken(scope, absl::StrCat(extent.last_number));
     }
-    page.jobs.pop_back();
-    MP_ASSIGN_OR_RETURN(Statement statement, connection.Query("SELECT number FROM jobs WHERE id = ?1", {page.jobs.back().id}));
-    MP_RETURN_IF_ERROR(statement.Step().status());
-    page.next_page_token = EncodePageToken(scope, absl::StrCat(statement.Integer(0)));
     return absl::OkStatus();
   }));
   return page;
@@ -642,47 +754,33 @@ absl::StatusOr<State> SqlJobStore::Finish(const std::string& id, int attempt, co
   MP_RETURN_IF_ERROR(CheckOutcome(outcome));
   State ended = outcome.state;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(HeldJob held, ReadHeldJob(connection, id, attempt));
-    if (outcome.state == v1::OperationMetadata::CANCELLED && held.state != v1::OperationMetadata::CANCELLING) {
-      return MakeError(v1::INTERNAL_ERROR, absl::StrCat("operations/", id, " cannot end CANCELLED: nobody asked for it"));
-    }
-    const absl::Time now = clock_.Now();
-    MP_ASSIGN_OR_RETURN(Job job, ReadJobById(connection, id));
-    v1::OperationMetadata details = Details(job.metadata);
-    details.mutable_warnings()->Assign(outcome.warnings.begin(), outcome.warnings.end());
-    SqlValue response = outcome.response ? SqlValue(ToBlob(*outcome.response)) : SqlValue();
-    SqlValue error = outcome.error ? SqlValue(ToBlob(*outcome.error)) : SqlValue();
-    MP_ASSIGN_OR_RETURN(const int64_t growth, GrowthBy(connection, held.workspace, outcome.outputs));
-    if (absl::Status room = RequireBytes(connection, quotas_, held.workspace.project, growth); room.ok()) {
-      MP_RETURN_IF_ERROR(LinkOutputs(connection, held.workspace, outcome.outputs, now, details));
-    } else if (ReasonOf(room) == v1::QUOTA_EXCEEDED) {
-      ended = v1::OperationMetadata::FAILED;
-      response = SqlValue();
-      error = ToBlob(StoredError(room));
-    } else {
-      return room;
-    }
-    MP_RETURN_IF_ERROR(
-        connection.Execute("UPDATE job_payloads SET details = ?2 WHERE sequence = ?1", {held.sequence, ToBlob(details)})
-            .status());
-    return End(connection, held, ended, now, response, error);
+    MP_ASSIGN_OR_RETURN(const HeldJob held, ReadHeldJob(connection, id, attempt));
+    MP_ASSIGN_OR_RETURN(ended, FinishHeld(connection, quotas_, id, held, outcome, clock_.Now()));
+    return absl::OkStatus();
   }));
   return ended;
 }
 
 absl::Status SqlJobStore::Requeue(const std::string& id, int attempt, bool failed) {
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(HeldJob job, ReadHeldJob(connection, id, attempt));
-    if (job.state == v1::OperationMetadata::CANCELLING) {
-      return EndCancelled(connection, job, clock_.Now());
-    }
-    return connection
-        .Execute(
-            "UPDATE jobs SET state = ?2, lease_owner = NULL, progress = NULL, failures = failures + ?3"
-            " WHERE sequence = ?1",
-            {job.sequence, static_cast<int64_t>(v1::OperationMetadata::PENDING), static_cast<int64_t>(failed)})
-        .status();
+    MP_ASSIGN_OR_RETURN(const HeldJob held, ReadHeldJob(connection, id, attempt));
+    return RequeueHeld(connection, held, failed, clock_.Now());
   });
+}
+
+absl::Status SqlJobStore::Revoke(const Job& seen, const std::optional<Outcome>& outcome) {
+  if (outcome.has_value()) {
+    MP_RETURN_IF_ERROR(CheckOutcome(*outcome));
+  }
+  return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(const HeldJob held, ReadHeldJob(connection, seen.id, seen.metadata.attempt(), seen.beats));
+    return outcome.has_value() ? FinishHeld(connection, quotas_, seen.id, held, *outcome, clock_.Now()).status()
+                               : RequeueHeld(connection, held, /*failed=*/false, clock_.Now());
+  });
+}
+
+absl::Status SqlJobStore::AwaitTurn() {
+  return database_.Write(Durability::kProcessCrash, [](Connection&) { return absl::OkStatus(); });
 }
 
 absl::StatusOr<std::vector<Job>> SqlJobStore::Leased() {

@@ -32,6 +32,8 @@ class SqlJobStore final : public JobStore {
       : database_(database), clock_(clock), quotas_(quotas) {}
 
   absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) override;
+  absl::StatusOr<std::optional<Job>> FindCreated(const std::string& project, const std::string& request_id,
+                                                 const google::protobuf::Any& request) override;
   absl::StatusOr<Job> Find(const std::string& project, const std::string& id) override;
   absl::StatusOr<JobPage> List(const std::string& project, const JobFilter& filter, int page_size,
                                const std::string& page_token) override;
@@ -46,6 +48,8 @@ class SqlJobStore final : public JobStore {
   absl::StatusOr<v1::OperationMetadata::State> Finish(const std::string& id, int attempt, const Outcome& outcome) override;
   absl::Status Requeue(const std::string& id, int attempt, bool failed) override;
   absl::StatusOr<std::vector<Job>> Leased() override;
+  absl::Status Revoke(const Job& seen, const std::optional<Outcome>& outcome) override;
+  absl::Status AwaitTurn() override;
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override;
   absl::StatusOr<int64_t> ForgetRequests(absl::Time came_before, int limit) override;
   absl::StatusOr<std::vector<std::pair<std::pair<std::string, v1::OperationMetadata::State>, int64_t>>> Count() override;

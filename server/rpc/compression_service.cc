@@ -1,6 +1,7 @@
 #include "server/rpc/compression_service.h"
 
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -148,6 +149,11 @@ absl::StatusOr<google::longrunning::Operation> CompressionService::Accept(
   job.metadata.set_workspace(workspace_name);
   job.metadata.set_state(v1::OperationMetadata::PENDING);
   job.trace_parent = caller.traceparent;
+  // Before anything that may have changed since the first time is looked at.
+  MP_ASSIGN_OR_RETURN(const std::optional<Job> before, jobs_.FindCreated(job.project, options.request_id(), job.request));
+  if (before.has_value()) {
+    return ToOperation(*before);
+  }
   const bool reusable = !options.no_cache() && !options.validate_only();
   // Nothing holds what was pinned until the job is stored.
   absl::StatusOr<Job> stored;

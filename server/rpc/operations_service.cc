@@ -80,19 +80,14 @@ grpc::ServerUnaryReactor* OperationsService::ListOperations(grpc::CallbackServer
       return MakeError(v1::NAME_INVALID, "the name of the collection is 'operations'", {.field = "name"});
     }
     MP_ASSIGN_OR_RETURN(const JobFilter filter, ParseFilter(request->filter()));
-    MP_ASSIGN_OR_RETURN(int page_size, CheckPageSize(request->page_size()));
-    // Fewer operations on a page where these are so big that the answer would be more than a message takes.
-    for (;; page_size /= 2) {
-      MP_ASSIGN_OR_RETURN(const JobPage page, jobs_.List(caller.project, filter, page_size, request->page_token()));
-      response->Clear();
-      for (const Job& job : page.jobs) {
-        *response->add_operations() = ToOperation(job);
-      }
-      response->set_next_page_token(page.next_page_token);
-      if (page_size == 1 || response->ByteSizeLong() <= kMaxMessageBytes) {
-        return absl::OkStatus();
-      }
+    MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
+    static_assert(kJobPageBytes < kMaxMessageBytes);
+    MP_ASSIGN_OR_RETURN(const JobPage page, jobs_.List(caller.project, filter, page_size, request->page_token()));
+    for (const Job& job : page.jobs) {
+      *response->add_operations() = ToOperation(job);
     }
+    response->set_next_page_token(page.next_page_token);
+    return absl::OkStatus();
   });
 }
 

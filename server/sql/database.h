@@ -60,6 +60,9 @@ class Statement {
   std::unique_ptr<Rows> rows_;
 };
 
+// So many prepared statements a connection keeps at most: they take memory, PostgreSQL's that of the server.
+inline constexpr size_t kMaxPrepared = 256;
+
 // One connection, in a transaction. Used by one thread at a time.
 class Connection {
  public:

@@ -36,7 +36,6 @@ constexpr char kListen[] = "LISTEN modelpress";
 constexpr char kNotify[] = "NOTIFY modelpress";
 
 constexpr absl::Duration kReconnect = absl::Seconds(1);
-constexpr size_t kMaxPrepared = 256;  // they take the server's memory
 
 struct ResultDeleter {
   void operator()(PGresult* result) const { PQclear(result); }

@@ -86,6 +86,7 @@ class SqliteConnection final : public Connection {
 
   SqliteConnection(sqlite3* database, std::string path) : database_(database), path_(std::move(path)) {}
   absl::Status Error(int code) const { return SqliteError(code, database_, path_); }
+  void ForgetIdleStatements();
 
   sqlite3* database_;
   const std::string path_;
@@ -95,6 +96,9 @@ class SqliteConnection final : public Connection {
 SqliteConnection::PreparedRows::~PreparedRows() {
   sqlite3_reset(statement_);  // repeats the error of the last step, which was reported then
   sqlite3_clear_bindings(statement_);
+  if (connection_.idle_statements_.size() >= kMaxPrepared) {
+    connection_.ForgetIdleStatements();
+  }
   if (!connection_.idle_statements_.emplace(std::move(sql_), statement_).second) {
     sqlite3_finalize(statement_);
   }
@@ -134,10 +138,15 @@ absl::StatusOr<std::unique_ptr<SqliteConnection>> SqliteConnection::Open(const s
 }
 
 SqliteConnection::~SqliteConnection() {
+  ForgetIdleStatements();
+  sqlite3_close(database_);
+}
+
+void SqliteConnection::ForgetIdleStatements() {
   for (auto& [sql, statement] : idle_statements_) {
     sqlite3_finalize(statement);
   }
-  sqlite3_close(database_);
+  idle_statements_.clear();
 }
 
 absl::StatusOr<Statement> SqliteConnection::Query(const std::string& sql, const std::vector<SqlValue>& values) {

@@ -1,6 +1,7 @@
 #include "server/workspaces/sql_workspace_store.h"
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -12,6 +13,9 @@
 
 namespace modelpress::server {
 namespace {
+
+// So many files one transaction deletes with their workspaces, about: nobody else can change anything meanwhile.
+constexpr int64_t kFilesAtOnce = 1'000;
 
 constexpr char kSelectFile[] = "SELECT path, sha256, size_bytes, update_time FROM files WHERE project = ?1 AND workspace = ?2";
 constexpr char kSelectUpload[] =
@@ -84,6 +88,14 @@ absl::Status ForgetUpload(Connection& connection, const UploadRow& upload, absl:
   return UseWorkspace(connection, upload.workspace, -static_cast<int64_t>(upload.size_bytes), 0, now);
 }
 
+// Deletes up to kFilesAtOnce files. Returns their sizes.
+absl::StatusOr<std::vector<int64_t>> DeleteSomeFiles(Connection& connection, const WorkspaceKey& workspace) {
+  return ReadRows<int64_t>(connection,
+                           "DELETE FROM files WHERE project = ?1 AND workspace = ?2 AND path IN (SELECT path FROM files"
+                           " WHERE project = ?1 AND workspace = ?2 ORDER BY path LIMIT ?3) RETURNING size_bytes",
+                           {workspace.project, workspace.id, kFilesAtOnce}, [](const Statement& row) { return row.Integer(0); });
+}
+
 absl::Status FileNotFound(const WorkspaceKey& workspace, const std::string& path) {
   return MakeError(v1::FILE_NOT_FOUND, absl::StrCat("there is no such file in workspaces/", workspace.id), {.file = path});
 }
@@ -152,7 +164,8 @@ absl::StatusOr<Page<WorkspaceRow>> SqlWorkspaceStore::ListWorkspaces(const std::
 }
 
 absl::Status SqlWorkspaceStore::DeleteWorkspace(const WorkspaceKey& workspace) {
-  return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+  bool deleted = false;
+  const auto delete_portion = [&](Connection& connection) -> absl::Status {
     MP_RETURN_IF_ERROR(RequireWorkspace(connection, workspace));
     {
       // PENDING, RUNNING, CANCELLING
@@ -166,9 +179,19 @@ absl::Status SqlWorkspaceStore::DeleteWorkspace(const WorkspaceKey& workspace) {
                                                           statement.Bytes(0), "; cancel it or wait for its end"));
       }
     }
+    MP_ASSIGN_OR_RETURN(const std::vector<int64_t> sizes, DeleteSomeFiles(connection, workspace));
+    if (sizes.size() == static_cast<size_t>(kFilesAtOnce)) {  // there may be more
+      return UseWorkspace(connection, workspace, -std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), -kFilesAtOnce,
+                          clock_.Now());
+    }
+    deleted = true;
     return connection.Execute("DELETE FROM workspaces WHERE project = ?1 AND id = ?2", {workspace.project, workspace.id})
-        .status();  // files and uploads go with it
-  });
+        .status();  // uploads go with it
+  };
+  while (!deleted) {
+    MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, delete_portion));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<FileRow> SqlWorkspaceStore::GetFile(const WorkspaceKey& workspace, const std::string& path) {
@@ -374,25 +397,55 @@ absl::StatusOr<bool> SqlWorkspaceStore::RemoveUnreferenced(const std::string& sh
 }
 
 absl::StatusOr<std::vector<std::string>> SqlWorkspaceStore::DeleteUploadsBefore(absl::Time begun_before,
-                                                                                const std::set<std::string>& active) {
-  std::vector<std::string> ids;
-  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(const std::vector<UploadRow> rows,
-                        ReadRows<UploadRow>(connection,
-                                            "SELECT id, project, workspace, path, sha256, size_bytes, verified FROM uploads"
-                                            " WHERE create_time < ?1",
-                                            {absl::ToUnixMicros(begun_before)}, ReadUpload));
-    ids.reserve(rows.size());
-    for (const UploadRow& row : rows) {
-      if (active.contains(row.id)) {
-        continue;
+                                                                                const std::set<std::string>& active, int limit) {
+  // Found without holding anybody up: there may be any number of active ones.
+  std::vector<std::string> found;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    int64_t last_time = INT64_MIN;
+    std::string last_id;
+    while (true) {
+      MP_ASSIGN_OR_RETURN(
+          Statement statement,
+          connection.Query("SELECT create_time, id FROM uploads WHERE create_time < ?1 AND (create_time, id) > (?2, ?3)"
+                           " ORDER BY create_time, id LIMIT ?4",
+                           {absl::ToUnixMicros(begun_before), last_time, last_id, static_cast<int64_t>(limit)}));
+      int rows = 0;
+      while (found.size() < static_cast<size_t>(limit)) {
+        MP_ASSIGN_OR_RETURN(const bool row, statement.Step());
+        if (!row) {
+          break;
+        }
+        ++rows;
+        last_time = statement.Integer(0);
+        last_id = statement.Bytes(1);
+        if (!active.contains(last_id)) {
+          found.push_back(last_id);
+        }
       }
-      MP_RETURN_IF_ERROR(connection.Execute("DELETE FROM uploads WHERE id = ?1", {row.id}).status());
-      MP_RETURN_IF_ERROR(connection
-                             .Execute("UPDATE workspaces SET bytes = bytes - ?3 WHERE project = ?1 AND id = ?2",
-                                      {row.workspace.project, row.workspace.id, static_cast<int64_t>(row.size_bytes)})
-                             .status());
-      ids.push_back(row.id);
+      if (rows < limit || found.size() == static_cast<size_t>(limit)) {
+        return absl::OkStatus();
+      }
+    }
+  }));
+  std::vector<std::string> ids;
+  if (found.empty()) {
+    return ids;
+  }
+  MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
+    for (const std::string& id : found) {
+      MP_ASSIGN_OR_RETURN(
+          const std::vector<UploadRow> rows,
+          ReadRows<UploadRow>(
+              connection,
+              "DELETE FROM uploads WHERE id = ?1 RETURNING id, project, workspace, path, sha256, size_bytes, verified", {id},
+              ReadUpload));
+      for (const UploadRow& row : rows) {  // none if it ended meanwhile
+        MP_RETURN_IF_ERROR(connection
+                               .Execute("UPDATE workspaces SET bytes = bytes - ?3 WHERE project = ?1 AND id = ?2",
+                                        {row.workspace.project, row.workspace.id, static_cast<int64_t>(row.size_bytes)})
+                               .status());
+        ids.push_back(row.id);
+      }
     }
     return absl::OkStatus();
   }));
@@ -410,17 +463,32 @@ absl::StatusOr<bool> SqlWorkspaceStore::UploadExists(const std::string& id) {
 }
 
 absl::StatusOr<std::vector<WorkspaceKey>> SqlWorkspaceStore::DeleteIdleWorkspaces(absl::Time unused_since, int limit) {
+  struct IdleWorkspace {
+    WorkspaceKey key;
+    int64_t files;
+  };
   std::vector<WorkspaceKey> deleted;
   MP_RETURN_IF_ERROR(database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
     MP_ASSIGN_OR_RETURN(
-        deleted,
-        ReadRows<WorkspaceKey>(
+        const std::vector<IdleWorkspace> idle,
+        ReadRows<IdleWorkspace>(
             connection,
-            "DELETE FROM workspaces WHERE (project, id) IN (SELECT project, id FROM workspaces WHERE use_time < ?1"
+            "SELECT project, id, files FROM workspaces WHERE use_time < ?1"
             " AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.project = workspaces.project AND jobs.workspace = workspaces.id"
-            " AND jobs.state IN (1, 2, 3)) ORDER BY use_time LIMIT ?2) RETURNING project, id",
+            " AND jobs.state IN (1, 2, 3)) ORDER BY use_time LIMIT ?2",
             {absl::ToUnixMicros(unused_since), static_cast<int64_t>(limit)},
-            [](const Statement& row) { return WorkspaceKey{row.Bytes(0), row.Bytes(1)}; }));
+            [](const Statement& row) { return IdleWorkspace{{row.Bytes(0), row.Bytes(1)}, row.Integer(2)}; }));
+    int64_t files = 0;
+    for (const IdleWorkspace& workspace : idle) {
+      files += workspace.files;
+      if (files > kFilesAtOnce && !deleted.empty()) {
+        break;
+      }
+      MP_RETURN_IF_ERROR(
+          connection.Execute("DELETE FROM workspaces WHERE project = ?1 AND id = ?2", {workspace.key.project, workspace.key.id})
+              .status());
+      deleted.push_back(workspace.key);
+    }
     return absl::OkStatus();
   }));
   return deleted;

@@ -39,8 +39,8 @@ class SqlWorkspaceStore final : public WorkspaceStore {
   absl::Status DeleteUpload(const WorkspaceKey& workspace, const std::string& id) override;
   absl::StatusOr<ProjectUsage> Usage(const std::string& project) override;
   absl::StatusOr<bool> RemoveUnreferenced(const std::string& sha256, absl::FunctionRef<absl::Status()> remove) override;
-  absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before,
-                                                               const std::set<std::string>& active) override;
+  absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before, const std::set<std::string>& active,
+                                                               int limit) override;
   absl::StatusOr<bool> UploadExists(const std::string& id) override;
   absl::StatusOr<std::vector<WorkspaceKey>> DeleteIdleWorkspaces(absl::Time unused_since, int limit) override;
 

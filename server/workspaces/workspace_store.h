@@ -64,7 +64,9 @@ class WorkspaceStore {
   virtual absl::StatusOr<WorkspaceRow> GetWorkspace(const WorkspaceKey& workspace) = 0;  // WORKSPACE_NOT_FOUND
   virtual absl::StatusOr<Page<WorkspaceRow>> ListWorkspaces(const std::string& project, int page_size,
                                                             const std::string& page_token) = 0;
-  // WORKSPACE_NOT_FOUND, WORKSPACE_BUSY (an unfinished operation uses it).
+  // WORKSPACE_NOT_FOUND, WORKSPACE_BUSY (an unfinished operation uses it). One with very many files loses them little by little,
+  // so that nobody else has to wait for all of it: where that fails on the way, or meets an operation that was accepted
+  // meanwhile, it is left without some of them.
   virtual absl::Status DeleteWorkspace(const WorkspaceKey& workspace) = 0;
 
   // All of these but DeleteUpload: WORKSPACE_NOT_FOUND.
@@ -104,14 +106,15 @@ class WorkspaceStore {
   // its error. Nothing comes to refer to the content before `remove` has returned; it must be quick and not use the stores. After
   // an error that is not that of `remove` the hold on the database may have been lost while it ran: what it did is to be undone.
   virtual absl::StatusOr<bool> RemoveUnreferenced(const std::string& sha256, absl::FunctionRef<absl::Status()> remove) = 0;
-  // Forgets uploads that began before `begun_before` and are unfinished, but not those whose id is in `active`: their bytes still
-  // come. Returns the ids of the forgotten, for the bytes to be discarded.
+  // Forgets up to `limit` uploads that began before `begun_before` and are unfinished, those that began first first, but not
+  // those whose id is in `active`: their bytes still come. Returns the ids of the forgotten, for the bytes to be discarded.
   virtual absl::StatusOr<std::vector<std::string>> DeleteUploadsBefore(absl::Time begun_before,
-                                                                       const std::set<std::string>& active) = 0;
+                                                                       const std::set<std::string>& active, int limit) = 0;
   // Whether there is an unfinished upload with this id, in any workspace.
   virtual absl::StatusOr<bool> UploadExists(const std::string& id) = 0;
   // Deletes up to `limit` workspaces, with all that is in them, that have no unfinished operation and in which since
-  // `unused_since` no file or upload came, changed or went and no operation was accepted or ended. Returns them.
+  // `unused_since` no file or upload came, changed or went and no operation was accepted or ended. Returns them: fewer than there
+  // are if they hold many files, but one at least.
   virtual absl::StatusOr<std::vector<WorkspaceKey>> DeleteIdleWorkspaces(absl::Time unused_since, int limit) = 0;
 };
 

@@ -108,6 +108,41 @@ TEST(DirectoryBlobStoreTest, AnUploadIsAlsoLockedForAnotherProcess) {
   EXPECT_EQ(RunInChild(child), 0);
 }
 
+TEST(DirectoryBlobStoreTest, RemovingWaitsForNobody) {
+  TestFolder folder;
+  const std::unique_ptr<DirectoryBlobStore> store = OpenStore(folder.path());
+  ASSERT_OK(Upload(*store, "one"));
+  const BlobInfo blob = InfoOf("one");
+  {
+    ASSERT_OK_AND_ASSIGN(const UniqueFd busy, LockFile(folder.path() + "/names.lock"));
+    ASSERT_OK_AND_ASSIGN(const std::optional<uint64_t> kept, store->RemoveIfOlder(blob.sha256, absl::InfiniteFuture()));
+    EXPECT_FALSE(kept.has_value());
+    EXPECT_TRUE(*store->Contains(blob));
+  }
+  ASSERT_OK_AND_ASSIGN(const std::optional<uint64_t> removed, store->RemoveIfOlder(blob.sha256, absl::InfiniteFuture()));
+  EXPECT_EQ(removed, 3);
+}
+
+TEST(DirectoryBlobStoreTest, AFolderThatCannotBeReadHidesNoOther) {
+  TestFolder folder;
+  const std::unique_ptr<DirectoryBlobStore> store = OpenStore(folder.path());
+  ASSERT_OK(Upload(*store, "one"));
+  for (const char* name : {"/blobs/00", "/blobs/ff"}) {
+    ASSERT_EQ(rmdir((folder.path() + name).c_str()), 0);
+  }
+  WriteTestFile(store->Path(InfoOf("one").sha256) + ".tmp", "x");
+  std::vector<std::string> seen;
+  EXPECT_REASON(store->ForEach([&](const BlobStore::StoredBlob& blob) {
+    seen.push_back(blob.sha256);
+    return true;
+  }),
+                STORAGE_ERROR);
+  EXPECT_EQ(seen, std::vector<std::string>{InfoOf("one").sha256});
+  EXPECT_REASON(store->RemoveStrays(absl::InfiniteFuture()), STORAGE_ERROR);
+  EXPECT_EQ(ReadTestFile(store->Path(InfoOf("one").sha256)), "one");
+  EXPECT_NE(access((store->Path(InfoOf("one").sha256) + ".tmp").c_str(), F_OK), 0);
+}
+
 TEST(DirectoryBlobStoreTest, AFolderThatCannotBeUsedIsAnError) {
   EXPECT_REASON(DirectoryBlobStore::OpenFolder("/no/such/folder"), STORAGE_ERROR);
 }

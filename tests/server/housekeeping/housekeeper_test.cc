@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <stop_token>
 #include <string>
@@ -12,6 +13,7 @@
 #include "server/worker/owner.h"
 #include "server/worker/scratch.h"
 #include "tests/server/housekeeping/fixture.h"
+#include "tests/server/testing/unreliable_job_store.h"
 
 namespace modelpress::server {
 namespace {
@@ -138,6 +140,70 @@ TEST_F(HousekeeperTest, NothingGoesForItsAgeAfterAJumpOfTheClock) {
   EXPECT_EQ(Did(housekeeper->CollectGarbage()), 1);
 }
 
+TEST_F(HousekeeperTest, NothingGoesForItsAgeUntilTheClockHasProvedGood) {
+  HousekeepingOptions options = Options();
+  options.workspace_ttl = absl::Hours(24);
+  ASSERT_OK(stores_->PutFile("a", "one"));
+  ASSERT_OK(stores_->PutFile("b", "three"));
+  ASSERT_OK(stores_->workspaces().DeleteFile({kProject, "w"}, "b"));
+  clock_.Jump(absl::Hours(100'000));  // the machine starts with a wrong clock,
+  const auto housekeeper = MakeHousekeeper(options);
+  EXPECT_OK(housekeeper->Round());
+  clock_.Advance(absl::Minutes(59));
+  EXPECT_OK(housekeeper->Round());
+  clock_.Jump(-absl::Hours(100'000));  // which is set right
+  for (int minutes = 0; minutes < 3; ++minutes) {
+    EXPECT_OK(housekeeper->Round());
+    clock_.Advance(absl::Minutes(1));
+  }
+  EXPECT_OK(stores_->workspaces().GetFile({kProject, "w"}, "a"));
+  EXPECT_TRUE(Has("one") && Has("three"));
+  clock_.Advance(absl::Hours(1));
+  EXPECT_OK(housekeeper->Round());
+  EXPECT_TRUE(Has("one"));
+  EXPECT_FALSE(Has("three"));
+}
+
+TEST_F(HousekeeperTest, AStepThatFailsKeepsNoOtherFromItsTurn) {
+  ASSERT_OK(stores_->PutFile("a", "one"));
+  ASSERT_OK(stores_->workspaces().DeleteFile({kProject, "w"}, "a"));
+  UnreliableJobStore jobs(stores_->jobs());
+  Housekeeper housekeeper(Options(), {jobs, stores_->workspaces(), stores_->blobs(), *events_, metrics_, clock_});
+  clock_.Advance(absl::Hours(2));
+  jobs.Fail("ForgetFinished", 1);
+  std::filesystem::remove_all(scratch_);
+  EXPECT_REASON(housekeeper.Round(), STORAGE_UNAVAILABLE);
+  EXPECT_FALSE(Has("one"));
+  EXPECT_REASON(housekeeper.Round(), STORAGE_ERROR);  // of the folder of checkpoints
+  ASSERT_OK(MakeFolder(scratch_));
+  EXPECT_OK(housekeeper.Round());
+}
+
+TEST_F(HousekeeperTest, AContentThatFailsKeepsNoOtherFromItsTurn) {
+  std::map<std::string, std::string> contents;  // by digest
+  for (int i = 0; i < 3; ++i) {
+    const std::string bytes = absl::StrCat("content ", i);
+    ASSERT_OK(stores_->PutFile("a", bytes));
+    contents[Sha256Hex(bytes)] = bytes;
+  }
+  ASSERT_OK(stores_->workspaces().DeleteFile({kProject, "w"}, "a"));
+  // When they have been listed already the first of them becomes a name that leads nowhere.
+  const std::string first = stores_->blobs().Path(contents.begin()->first);
+  UnreliableJobStore jobs(stores_->jobs());
+  jobs.BeforeEvery("Leased", [&] {
+    std::filesystem::remove(first);
+    std::filesystem::create_symlink(first, first);
+  });
+  Housekeeper housekeeper(Options(), {jobs, stores_->workspaces(), stores_->blobs(), *events_, metrics_, clock_});
+  clock_.Advance(absl::Hours(2));
+  EXPECT_REASON(housekeeper.CollectGarbage(), STORAGE_ERROR);
+  EXPECT_EQ(MetricOf("modelpress_gc_removed_blobs_total"), 2);
+  contents.erase(contents.begin());
+  for (const auto& [sha256, bytes] : contents) {
+    EXPECT_FALSE(Has(bytes));
+  }
+}
+
 TEST_F(HousekeeperTest, UploadsWithoutProgressAreGivenUp) {
   auto begin = [&](const std::string& id) {
     ASSERT_OK(stores_->workspaces().FindOrCreateUpload(
@@ -192,11 +258,13 @@ TEST_F(HousekeeperTest, RequestIdsAreRememberedForADay) {
 
 TEST_F(HousekeeperTest, IdleWorkspacesGoOnlyWhereThatIsWanted) {
   ASSERT_OK(stores_->PutFile("a", "one"));
-  clock_.Advance(absl::Hours(100'000));
-  EXPECT_EQ(Did(MakeHousekeeper(Options())->ExpireWorkspaces()), 0);
+  const auto keeping = MakeHousekeeper(Options());
   HousekeepingOptions options = Options();
   options.workspace_ttl = absl::Hours(24);
-  EXPECT_EQ(Did(MakeHousekeeper(options)->ExpireWorkspaces()), 1);
+  const auto removing = MakeHousekeeper(options);
+  clock_.Advance(absl::Hours(100'000));
+  EXPECT_EQ(Did(keeping->ExpireWorkspaces()), 0);
+  EXPECT_EQ(Did(removing->ExpireWorkspaces()), 1);
   EXPECT_REASON(stores_->workspaces().GetWorkspace({kProject, "w"}), WORKSPACE_NOT_FOUND);
 }
 

@@ -1,8 +1,10 @@
 #include "server/housekeeping/rescuer.h"
 
 #include <filesystem>
+#include <latch>
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "server/worker/owner.h"
 #include "server/worker/scratch.h"
@@ -90,6 +92,59 @@ TEST_F(RescuerTest, TimeInWhichTheStoreWasAwayDoesNotCount) {
   EXPECT_EQ(Watch(rescuer, 3), 0);
   EXPECT_EQ(StateOf("j"), State::RUNNING);
   EXPECT_EQ(Watch(rescuer, 20), 1);
+}
+
+TEST_F(RescuerTest, TimeInWhichNobodyCouldWriteDoesNotCount) {
+  Claim("j");
+  UnreliableJobStore jobs(stores_->jobs());
+  Rescuer rescuer = MakeRescuer(jobs);
+  OpenStores other(harness_, folder_.path(), clock_, quotas_);
+  std::latch held(1);
+  std::latch release(1);
+  std::thread writer([&] {
+    EXPECT_OK(other.workspaces().RemoveUnreferenced(Sha256Hex("x"), [&] {
+      held.count_down();
+      release.wait();
+      return absl::OkStatus();
+    }));
+  });
+  held.wait();
+  bool waited = false;
+  jobs.BeforeEvery("AwaitTurn", [&] {
+    if (!waited) {
+      clock_.Advance(absl::Seconds(20));
+      release.count_down();
+    }
+    waited = true;
+  });
+  EXPECT_EQ(Watch(rescuer, 8), 0);
+  EXPECT_TRUE(waited);
+  if (!waited) {
+    release.count_down();
+  }
+  writer.join();
+  EXPECT_EQ(StateOf("j"), State::RUNNING);
+  ASSERT_OK(stores_->jobs().Heartbeat("j", 1, {}));  // which waited as well, and comes after the look
+  EXPECT_EQ(Watch(rescuer, 11), 0);
+  EXPECT_EQ(StateOf("j"), State::RUNNING);
+  EXPECT_EQ(Watch(rescuer, 1), 1);
+}
+
+TEST_F(RescuerTest, AHeartbeatInTheLastMomentKeepsTheJob) {
+  Claim("j");
+  UnreliableJobStore jobs(stores_->jobs());
+  Rescuer rescuer = MakeRescuer(jobs);
+  int revoked = 0;
+  jobs.BeforeEvery("Revoke", [&] {
+    if (++revoked == 1) {
+      EXPECT_OK(stores_->jobs().Heartbeat("j", 1, {}));
+    }
+  });
+  EXPECT_EQ(Watch(rescuer, 12), 0);
+  EXPECT_EQ(revoked, 1);
+  EXPECT_EQ(Watch(rescuer, 11), 0);  // counted anew
+  EXPECT_EQ(StateOf("j"), State::RUNNING);
+  EXPECT_EQ(Watch(rescuer, 1), 1);
 }
 
 TEST_F(RescuerTest, ADeadProcessLosesItsJobAtOnce) {

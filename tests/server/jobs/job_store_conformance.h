@@ -305,6 +305,31 @@ TEST_P(JobStoreConformance, RequestIdGivesTheJobOfThatTime) {
   EXPECT_EQ(replayed.metadata.state(), Metadata::CANCELLED);
 }
 
+TEST_P(JobStoreConformance, WhatARequestIdLedToIsFoundWithoutCreatingAnything) {
+  MakeProjects({"q"});
+  const Job job = NewJob("o1");
+  auto find = [&](const std::string& project, const std::string& request_id, const google::protobuf::Any& request) {
+    const absl::StatusOr<std::optional<Job>> found = jobs().FindCreated(project, request_id, request);
+    EXPECT_OK(found);
+    return found.ok() && found->has_value() ? (*found)->id : "";
+  };
+  EXPECT_EQ(find(kProject, "r1", job.request), "");
+  ASSERT_OK(jobs().Create(job, "r1"));
+  ASSERT_OK(jobs().Create(NewJob("o2"), ""));
+  EXPECT_EQ(find(kProject, "r1", job.request), "o1");
+  EXPECT_EQ(find(kProject, "r2", job.request), "");
+  EXPECT_EQ(find(kProject, "", job.request), "");
+  EXPECT_EQ(find("q", "r1", job.request), "");
+  EXPECT_REASON(jobs().FindCreated(kProject, "r1", AnyOf("other")), REQUEST_ID_REUSED);
+  // Its input and its workspace may be gone.
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
+  ASSERT_OK(jobs().RequestCancel(kProject, "o2"));
+  ASSERT_OK(workspaces().DeleteWorkspace({kProject, "w"}));
+  EXPECT_EQ(find(kProject, "r1", job.request), "o1");
+  ASSERT_OK(jobs().Delete(kProject, "o1"));
+  EXPECT_REASON(jobs().FindCreated(kProject, "r1", job.request), OPERATION_NOT_FOUND);
+}
+
 TEST_P(JobStoreConformance, ForgottenRequestIdsAreNewAgain) {
   ASSERT_OK(workspaces().CreateWorkspace({kProject, "x"}, "", "r1"));
   for (const char* id : {"1", "2", "3"}) {
@@ -626,6 +651,39 @@ TEST_P(JobStoreConformance, RequeueEndsACancelledJob) {
   EXPECT_EQ(job.lease_owner, "");
 }
 
+TEST_P(JobStoreConformance, RevokeTakesFromTheSilentOnly) {
+  MakeJobIn(Metadata::RUNNING, "o1");
+  auto leased = [&] {
+    const absl::StatusOr<std::vector<Job>> held = jobs().Leased();
+    EXPECT_OK(held);
+    return held.ok() && held->size() == 1 ? held->front() : Job();
+  };
+  EXPECT_OK(jobs().AwaitTurn());
+  Job seen = leased();
+  ASSERT_OK(jobs().Heartbeat("o1", 1, {}));
+  EXPECT_NOT_HELD(jobs().Revoke(seen, std::nullopt));
+  EXPECT_NOT_HELD(jobs().Revoke(seen, Failure()));
+  EXPECT_EQ(StateOf("o1"), Metadata::RUNNING);
+  seen = leased();
+  ASSERT_OK(jobs().Revoke(seen, std::nullopt));
+  ASSERT_OK_AND_ASSIGN(const Job job, jobs().Get("o1"));
+  EXPECT_EQ(job.metadata.state(), Metadata::PENDING);
+  EXPECT_EQ(job.failures, 0);
+  EXPECT_EQ(job.lease_owner, "");
+  EXPECT_NOT_HELD(jobs().Revoke(seen, std::nullopt));
+
+  ASSERT_EQ(ClaimId(), "o1");
+  seen = leased();
+  ASSERT_OK(jobs().RequestCancel(kProject, "o1"));  // no sign of life
+  ASSERT_OK(jobs().Revoke(seen, std::nullopt));
+  EXPECT_EQ(StateOf("o1"), Metadata::CANCELLED);
+
+  MakeJobIn(Metadata::RUNNING, "o2");
+  ASSERT_OK(jobs().Revoke(leased(), Failure()));
+  EXPECT_EQ(StateOf("o2"), Metadata::FAILED);
+  EXPECT_OK(jobs().AwaitTurn());
+}
+
 TEST_P(JobStoreConformance, FinishLinksTheOutputs) {
   ASSERT_OK(workspaces().PutFile({kProject, "w"}, {.path = "results/a", .sha256 = std::string(64, 'f'), .size_bytes = 1}));
   MakeJobIn(Metadata::RUNNING, "o1");
@@ -756,6 +814,44 @@ TEST_P(JobStoreConformance, PageSizesAndTokensByTheRules) {
   EXPECT_REASON(jobs().List(kProject, {.done = true}, 10, token), PAGE_TOKEN_INVALID);
   ASSERT_OK_AND_ASSIGN(Page<WorkspaceRow> other_list, workspaces().ListWorkspaces(kProject, 1, ""));
   EXPECT_REASON(workspaces().ListWorkspaces(kProject, 1, token), PAGE_TOKEN_INVALID);
+}
+
+TEST_P(JobStoreConformance, BigJobsMakeShortPages) {
+  const std::string megabyte(1 << 20, 'x');
+  for (int i = 0; i < 5; ++i) {
+    MakeJobIn(Metadata::RUNNING, absl::StrCat("warned", i));
+    Outcome outcome = Success();
+    outcome.warnings = {megabyte};
+    ASSERT_OK(jobs().Finish(absl::StrCat("warned", i), 1, outcome));
+  }
+  MakeJobIn(Metadata::RUNNING, "huge");
+  Outcome outcome = Success();
+  outcome.response = AnyOf(std::string(kJobPageBytes, 'x'));
+  ASSERT_OK(jobs().Finish("huge", 1, outcome));
+  for (int i = 0; i < 5; ++i) {  // requests are not listed
+    Job job = NewJob(absl::StrCat("asked", i));
+    job.request = AnyOf(megabyte);
+    ASSERT_OK(jobs().Create(job, ""));
+  }
+  std::vector<std::vector<std::string>> pages;
+  std::string token;
+  do {
+    ASSERT_OK_AND_ASSIGN(const JobPage page, jobs().List(kProject, {}, 100, token));
+    pages.push_back(Ids(page.jobs));
+    size_t bytes = 0;
+    for (const Job& job : page.jobs) {
+      EXPECT_EQ(job.request.ByteSizeLong(), 0);
+      bytes += ToOperation(job).ByteSizeLong();
+    }
+    EXPECT_TRUE(page.jobs.size() == 1 || bytes <= kJobPageBytes) << bytes;
+    token = page.next_page_token;
+  } while (!token.empty());
+  EXPECT_THAT(pages, ElementsAre(ElementsAre("asked4", "asked3", "asked2", "asked1", "asked0"), ElementsAre("huge"),
+                                 ElementsAre("warned4", "warned3"), ElementsAre("warned2", "warned1"), ElementsAre("warned0")));
+  // The number of jobs is a limit as before.
+  ASSERT_OK_AND_ASSIGN(const JobPage page, jobs().List(kProject, {.state = Metadata::SUCCEEDED}, 1, ""));
+  EXPECT_THAT(Ids(page.jobs), ElementsAre("huge"));
+  EXPECT_NE(page.next_page_token, "");
 }
 
 TEST_P(JobStoreConformance, Filters) {

@@ -133,6 +133,28 @@ TEST_F(OperationsServiceTest, SameRequestIdGivesSameOperation) {
   EXPECT_EQ(ReasonOf(Submit(request, &second)), "REQUEST_ID_REUSED");
 }
 
+TEST_F(OperationsServiceTest, SameRequestIdGivesSameOperationWhenItsInputsAreGone) {
+  v1::SaveModelRequest request = Request();
+  request.mutable_options()->set_request_id("123e4567-e89b-12d3-a456-426614174000");
+  google::longrunning::Operation first;
+  google::longrunning::Operation second;
+  ASSERT_TRUE(Submit(request, &first).ok());
+  for (const char* file : {"model/m.onnx", "record/r.txt"}) {
+    grpc::ClientContext context;
+    v1::DeleteFileRequest gone;
+    gone.set_name(absl::StrCat("workspaces/w/files/", file));
+    google::protobuf::Empty empty;
+    ASSERT_TRUE(workspaces_->DeleteFile(&context, gone, &empty).ok());
+  }
+  const grpc::Status again = Submit(request, &second);
+  EXPECT_TRUE(again.ok()) << again.error_message();
+  EXPECT_EQ(first.name(), second.name());
+  request.set_save_path("results/other");
+  EXPECT_EQ(ReasonOf(Submit(request, &second)), "REQUEST_ID_REUSED");
+  request.mutable_options()->clear_request_id();
+  EXPECT_EQ(ReasonOf(Submit(request, &second)), "FILE_NOT_FOUND");
+}
+
 TEST_F(OperationsServiceTest, ListFiltersAndPages) {
   std::vector<std::string> names;
   names.reserve(5);

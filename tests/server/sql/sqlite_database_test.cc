@@ -1,8 +1,11 @@
 #include "server/sql/sqlite_database.h"
 
+#include <sqlite3.h>
+
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "server/sql/schema.h"
 #include "tests/server/base/status_testing.h"
@@ -87,6 +90,19 @@ TEST_F(SqliteDatabaseTest, AReaderSeesOneMomentAndWaitsForNoWriter) {
     return absl::OkStatus();
   }));
   EXPECT_EQ(Ask(*database, "SELECT COUNT(*) FROM t"), 2);
+}
+
+TEST_F(SqliteDatabaseTest, NotEveryStatementThatEverRanIsKept) {
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<SqliteDatabase> database, SqliteDatabase::Open(Path(), first_));
+  auto memory_after = [&](int begin, int end) {
+    for (int i = begin; i < end; ++i) {
+      EXPECT_EQ(Ask(*database, absl::StrCat("SELECT ", i)), i);
+    }
+    return sqlite3_memory_used();
+  };
+  constexpr int kMany = 20 * static_cast<int>(kMaxPrepared);
+  const sqlite3_int64 full = memory_after(0, kMany);
+  EXPECT_LE(memory_after(kMany, 2 * kMany), full + full / 10);
 }
 
 TEST_F(SqliteDatabaseTest, ManyMayOpenANewFileAtOnce) {

@@ -40,6 +40,10 @@ class UnreliableJobStore final : public JobStore {
   }
 
   absl::StatusOr<Job> Create(const Job& job, const std::string& request_id) override { return store_.Create(job, request_id); }
+  absl::StatusOr<std::optional<Job>> FindCreated(const std::string& project, const std::string& request_id,
+                                                 const google::protobuf::Any& request) override {
+    return store_.FindCreated(project, request_id, request);
+  }
   absl::StatusOr<Job> Find(const std::string& project, const std::string& id) override { return store_.Find(project, id); }
   absl::StatusOr<JobPage> List(const std::string& project, const JobFilter& filter, int page_size,
                                const std::string& page_token) override {
@@ -73,8 +77,14 @@ class UnreliableJobStore final : public JobStore {
   absl::StatusOr<std::vector<Job>> Leased() override {
     return Call<absl::StatusOr<std::vector<Job>>>("Leased", [&] { return store_.Leased(); });
   }
+  absl::Status Revoke(const Job& seen, const std::optional<Outcome>& outcome) override {
+    return Call<absl::Status>("Revoke", [&] { return store_.Revoke(seen, outcome); });
+  }
+  absl::Status AwaitTurn() override {
+    return Call<absl::Status>("AwaitTurn", [&] { return store_.AwaitTurn(); });
+  }
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override {
-    return store_.ForgetFinished(ended_before, limit);
+    return Call<absl::StatusOr<int64_t>>("ForgetFinished", [&] { return store_.ForgetFinished(ended_before, limit); });
   }
   absl::StatusOr<int64_t> ForgetRequests(absl::Time came_before, int limit) override {
     return store_.ForgetRequests(came_before, limit);

@@ -641,9 +641,9 @@ TEST_P(WorkspaceStoreConformance, OldUploadsAreGivenUp) {
   EXPECT_TRUE(*workspaces().UploadExists("u2"));
   EXPECT_FALSE(*workspaces().UploadExists("u4"));
   Reopen();
-  ASSERT_OK_AND_ASSIGN(const std::vector<std::string> inactive, workspaces().DeleteUploadsBefore(now, {"u1"}));
+  ASSERT_OK_AND_ASSIGN(const std::vector<std::string> inactive, workspaces().DeleteUploadsBefore(now, {"u1"}, 10));
   EXPECT_THAT(inactive, testing::UnorderedElementsAre("u2"));
-  ASSERT_OK_AND_ASSIGN(const std::vector<std::string> ids, workspaces().DeleteUploadsBefore(now, {}));
+  ASSERT_OK_AND_ASSIGN(const std::vector<std::string> ids, workspaces().DeleteUploadsBefore(now, {}, 10));
   EXPECT_THAT(ids, testing::UnorderedElementsAre("u1"));
   EXPECT_FALSE(*workspaces().UploadExists("u1"));
   EXPECT_FALSE(*workspaces().UploadExists("u2"));
@@ -651,6 +651,56 @@ TEST_P(WorkspaceStoreConformance, OldUploadsAreGivenUp) {
   EXPECT_REASON(workspaces().GetUpload(Key("w"), "u1"), UPLOAD_NOT_FOUND);
   EXPECT_EQ(UsageOf(kProject), "100 bytes, 0 files, 1 uploads, 1 workspaces, 0 pending, 0 running");
   EXPECT_EQ(UsageOf("q"), "0 bytes, 0 files, 0 uploads, 1 workspaces, 0 pending, 0 running");
+}
+
+TEST_P(WorkspaceStoreConformance, OldUploadsAreGivenUpInBatches) {
+  const std::vector<std::string> begun = {"u3", "u1", "u5", "u2", "u4", "u6", "u7"};
+  for (const std::string& id : begun) {
+    ASSERT_OK(workspaces().FindOrCreateUpload(Upload(id, id, 'a', 10)));
+    clock_.Advance(absl::Seconds(id == "u1" ? 0 : 1));
+  }
+  const std::set<std::string> active = {"u3", "u1", "u5", "u7"};
+  for (const std::vector<std::string>& expected : std::vector<std::vector<std::string>>{{"u2", "u4"}, {"u6"}, {}}) {
+    ASSERT_OK_AND_ASSIGN(const std::vector<std::string> ids, workspaces().DeleteUploadsBefore(clock_.Now(), active, 2));
+    EXPECT_EQ(ids, expected);
+  }
+  EXPECT_EQ(UsageOf(kProject), "40 bytes, 0 files, 4 uploads, 1 workspaces, 0 pending, 0 running");
+}
+
+TEST_P(WorkspaceStoreConformance, WorkspacesWithManyFilesAreDeletedToo) {
+  constexpr int kFiles = 1'100;  // more than one transaction deletes
+  ASSERT_OK(workspaces().CreateWorkspace(Key("v"), "", ""));
+  ASSERT_OK(workspaces().PutFile(Key("v"), File("a")));
+  std::vector<OutputFile> outputs;
+  outputs.reserve(kFiles);
+  for (int i = 0; i < kFiles; ++i) {
+    outputs.push_back({.path = absl::StrCat("f/", i), .sha256 = std::string(64, 'b'), .size_bytes = 2});
+  }
+  JobStore& jobs = handle_->jobs();
+  auto fill = [&](const std::string& workspace, const std::string& id) {
+    ASSERT_OK(workspaces().CreateWorkspace(Key(workspace), "", ""));
+    ASSERT_OK(workspaces().PutFile(Key(workspace), File("a")));
+    Job job = NewJob(id);
+    job.metadata.set_workspace("workspaces/" + workspace);
+    ASSERT_OK(jobs.Create(job, ""));
+    ASSERT_OK(jobs.Claim({"worker"}));
+    ASSERT_OK(
+        jobs.Finish(id, 1, {.state = v1::OperationMetadata::SUCCEEDED, .response = google::protobuf::Any(), .outputs = outputs}));
+  };
+  fill("big", "o1");
+  ASSERT_OK(workspaces().DeleteWorkspace(Key("big")));
+  EXPECT_REASON(workspaces().GetWorkspace(Key("big")), WORKSPACE_NOT_FOUND);
+  EXPECT_EQ(UsageOf(kProject), "5 bytes, 1 files, 0 uploads, 2 workspaces, 0 pending, 0 running");
+
+  // Unused for long: the small one with the one that nobody ever used, the big one alone.
+  clock_.Advance(absl::Seconds(1));
+  fill("big", "o2");
+  clock_.Advance(absl::Seconds(1));
+  ASSERT_OK_AND_ASSIGN(std::vector<WorkspaceKey> deleted, workspaces().DeleteIdleWorkspaces(clock_.Now(), 10));
+  EXPECT_THAT(deleted, testing::UnorderedElementsAre(Key("v"), Key("w")));
+  ASSERT_OK_AND_ASSIGN(deleted, workspaces().DeleteIdleWorkspaces(clock_.Now(), 10));
+  EXPECT_THAT(deleted, ElementsAre(Key("big")));
+  EXPECT_EQ(UsageOf(kProject), "0 bytes, 0 files, 0 uploads, 0 workspaces, 0 pending, 0 running");
 }
 
 TEST_P(WorkspaceStoreConformance, WorkspacesThatNobodyUsesAreDeleted) {
@@ -694,7 +744,7 @@ TEST_P(WorkspaceStoreConformance, WorkspacesThatNobodyUsesAreDeleted) {
   // To look is no use, nor is housekeeping.
   ASSERT_OK(workspaces().GetWorkspace(Key("w")));
   ASSERT_OK(workspaces().Snapshot(Key("w"), "", 10));
-  ASSERT_OK(workspaces().DeleteUploadsBefore(since - absl::Minutes(1), {}));
+  ASSERT_OK(workspaces().DeleteUploadsBefore(since - absl::Minutes(1), {}, 10));
 
   ASSERT_OK_AND_ASSIGN(std::vector<WorkspaceKey> deleted, workspaces().DeleteIdleWorkspaces(since, 100));
   EXPECT_THAT(deleted, ElementsAre(Key("w")));
