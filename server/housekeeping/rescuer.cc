@@ -53,6 +53,9 @@ absl::StatusOr<int64_t> Rescuer::TakeLost() {
       continue;  // another process was quicker, or the holder lives after all: it ended the job, or added heartbeats
     }
     status.Update(revoked);
+    if (ReasonOf(revoked) == v1::STORAGE_UNAVAILABLE) {
+      break;
+    }
     if (!revoked.ok()) {
       continue;  // the others have their turn all the same
     }
