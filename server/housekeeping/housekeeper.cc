@@ -250,7 +250,7 @@ absl::StatusOr<int64_t> Housekeeper::CollectGarbage() {
     context_.metrics.SetStorageFreeBytes(space->free_bytes);
   }
   next_blob_ = static_cast<int64_t>(candidates.size()) == options_.blobs_per_round ? *candidates.rbegin() + "0" : "";
-  const absl::StatusOr<int64_t> removed = RemoveEach(candidates, [&](const std::string& sha256) -> absl::StatusOr<bool> {
+  absl::StatusOr<int64_t> removed = RemoveEach(candidates, [&](const std::string& sha256) -> absl::StatusOr<bool> {
     std::optional<uint64_t> freed;
     MP_RETURN_IF_ERROR(context_.workspaces
                            .RemoveUnreferenced(sha256,
