@@ -38,12 +38,11 @@ class OpenStores {
   // Gives `path` of the workspace "w" the content, as an upload does.
   absl::Status PutFile(const std::string& path, const std::string& bytes) {
     // An id is never used twice: bytes may stay under it until housekeeping discards them.
-    MP_ASSIGN_OR_RETURN(const UploadRow upload,
-                        workspaces().FindOrCreateUpload({.id = absl::StrCat("u-", path, "-", ++uploads_),
-                                                         .workspace = {kProject, "w"},
-                                                         .path = path,
-                                                         .sha256 = Sha256Hex(bytes),
-                                                         .size_bytes = bytes.size()}));
+    MP_ASSIGN_OR_RETURN(const UploadRow upload, workspaces().FindOrCreateUpload({.id = absl::StrCat("u-", path, "-", ++uploads_),
+                                                                                 .workspace = {kProject, "w"},
+                                                                                 .path = path,
+                                                                                 .sha256 = Sha256Hex(bytes),
+                                                                                 .size_bytes = bytes.size()}));
     MP_ASSIGN_OR_RETURN(const bool here, blobs().Keep(InfoOf(bytes)));
     if (!here) {
       MP_ASSIGN_OR_RETURN(const std::unique_ptr<BlobWriter> writer, blobs().OpenWriter(upload.id, InfoOf(bytes)));
