@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/client_context.h"
+#include "grpcpp/create_channel.h"
 #include "server/blobs/directory_blob_store.h"
 #include "server/rpc/limits.h"
 #include "server/sql/schema.h"
@@ -377,7 +378,13 @@ TEST_F(WorkspacesServiceTest, TakesSoManyUploadsAtATime) {
 }
 
 TEST_F(WorkspacesServiceTest, TakesSoManyDownloadsAtATime) {
-  PutFile("workspaces/w/files/a", Content(64 << 20));  // more than the windows of a connection hold
+  PutFile("workspaces/w/files/a", Content(4 << 20));
+  // So that streams do not end without being read: windows stay as small as they begin.
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 64 << 10);
+  const auto slow = v1::Workspaces::NewStub(
+      grpc::CreateCustomChannel(absl::StrCat("localhost:", daemon_->port()), grpc::InsecureChannelCredentials(), arguments));
   struct Stream {
     grpc::ClientContext context;
     std::unique_ptr<grpc::ClientReader<v1::DownloadFileResponse>> reader;
@@ -387,7 +394,7 @@ TEST_F(WorkspacesServiceTest, TakesSoManyDownloadsAtATime) {
   std::vector<std::unique_ptr<Stream>> streams;
   for (int i = 0; i < kMaxOpenDownloads / 2; ++i) {  // what one project gets; nobody reads to the end
     streams.push_back(std::make_unique<Stream>());
-    streams.back()->reader = workspaces_->DownloadFile(&streams.back()->context, request);
+    streams.back()->reader = slow->DownloadFile(&streams.back()->context, request);
     v1::DownloadFileResponse first;
     ASSERT_TRUE(streams.back()->reader->Read(&first));
   }
