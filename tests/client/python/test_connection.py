@@ -1,6 +1,7 @@
 """TLS, tokens, project and trace context, against servers with certificates."""
 
 import asyncio
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from protocol_server import ProtocolServer, status
 
 ONCE = RetryPolicy(attempts=1)
 VARIABLES = ("TLS", "TLS_CA", "TLS_CERT", "TLS_KEY", "TLS_SERVER_NAME", "TOKEN_FILE", "PROJECT", "TARGET")
+# gRPC targets that are this machine, and some that are not or may not be: every client has the same opinion of them.
+TARGETS = json.loads((Path(__file__).parent.parent / "loopback_targets.json").read_text())
 TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-00")
 
 
@@ -291,80 +294,11 @@ def test_errors_of_access_have_their_classes(
     assert raised.value.metadata["quota"] == "bytes"
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "localhost:50051",
-        "localhost",
-        "127.0.0.1:1",
-        "127.0.0.1",
-        "127.1.2.3:1",
-        "[::1]:1",
-        "[::1]",
-        "::1",
-        "[0:0:0:0:0:0:0:1]:1",
-        "unix:/run/m",
-        "unix-abstract:m",
-        "dns:localhost:1",
-        "dns:/localhost:1",
-        "dns:///localhost:1",
-        "dns:///127.0.0.1:1",
-        "dns:///[::1]:1",
-        "ipv4:127.0.0.1:1",
-        "ipv4:///127.0.0.1:1",
-        "ipv4:127.0.0.1:50051,127.0.0.2:50051",
-        "ipv6:[::1]:1",
-        "ipv6:[::1]:1,[::1]:2",
-    ],
-)
+@pytest.mark.parametrize("target", TARGETS["this_machine"])
 def test_plaintext_to_this_machine(target: str) -> None:
     assert is_loopback(target)
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "",
-        "example.org:443",
-        "localhost.example.org:443",
-        "dns:///example.org:443",
-        "10.0.0.1:1",
-        "0.0.0.0:1",
-        "[::2]:1",
-        "[::]:1",
-        "[::ffff:127.0.0.1]:1",
-        "127.example.org:443",
-        "dns:///127.example.org:443",
-        "127.0.0.1.example.org:443",
-        "127.0.0.1example.org",
-        "127.1:1",
-        "127.0.0.256:1",
-        "127.0.0.01:1",
-        "localhost@example.org:1",
-        "LOCALHOST.:1",
-        "localhost:1/x",
-        "localhost:1@example.org",
-        "localhost:",
-        "localhost%2eexample.org:1",
-        "::1:50051",
-        "[::1].example.org:1",
-        "[::1%eth0]:1",
-        "[::1",
-        "[]:1",
-        "dns://127.0.0.53/press.example.com:443",
-        "dns://127.0.0.53/localhost:1",
-        "dns://localhost:1",
-        "dns:////localhost:1",
-        "//localhost:1",
-        "ipv4:127.0.0.1:50051,192.0.2.7:50051",
-        "ipv4:192.0.2.7:50051,127.0.0.1:50051",
-        "ipv4:127.0.0.1:1%2C192.0.2.7%3A2",
-        "ipv4:127.0.0.1:1,",
-        "ipv6:[::1]:1,[2001:db8::1]:1",
-        "xds:///localhost:1",
-        "127.0.0.1 :1",
-        "\n127.0.0.1:1",
-    ],
-)
+@pytest.mark.parametrize("target", TARGETS["others"])
 def test_plaintext_only_to_this_machine(target: str) -> None:
     assert not is_loopback(target)

@@ -113,9 +113,9 @@ _RESPONSES: dict[str, type[Any]] = {
     "SavePruneRetrainModel": compression_pb2.SavePruneRetrainModelResponse,
 }
 
-# One WaitOperation: short where somebody watches the progress.
 # What a stream meets whose upload another stream has carried on, or ended.
 _UPLOAD_MOVED = ("UPLOAD_OFFSET_MISMATCH", "UPLOAD_NOT_FOUND")
+# One WaitOperation: short where somebody watches the progress.
 _LONG_POLL_S = 20.0
 _PROGRESS_POLL_S = 0.25
 _POLL_SLACK_S = 30.0
