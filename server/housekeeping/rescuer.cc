@@ -31,24 +31,24 @@ absl::StatusOr<int64_t> Rescuer::TakeLost() {
   if (doubtful) {
     MP_RETURN_IF_ERROR(jobs_.AwaitTurn());
   }
-  MP_ASSIGN_OR_RETURN(const std::vector<Job> leased, jobs_.Leased());
+  MP_ASSIGN_OR_RETURN(const std::vector<Lease> leases, jobs_.Leases());
   looked_at_ = clock_.Elapsed();
   std::map<std::string, Seen> seen;
-  for (const Job& job : leased) {
-    const auto before = seen_.find(job.id);
-    const bool still = before != seen_.end() && before->second.beats == job.beats;
-    seen.emplace(job.id, Seen{job.beats, still ? before->second.still + watched : absl::ZeroDuration()});
+  for (const Lease& lease : leases) {
+    const auto before = seen_.find(lease.job_id);
+    const bool still = before != seen_.end() && before->second.beats == lease.beats;
+    seen.emplace(lease.job_id, Seen{lease.beats, still ? before->second.still + watched : absl::ZeroDuration()});
   }
   seen_ = std::move(seen);
   int64_t taken = 0;
   absl::Status status;
-  for (const Job& job : leased) {
-    const bool expired = seen_.at(job.id).still > options_.lease;
-    if (!expired && !IsDeadOwner(job.lease_owner)) {
+  for (const Lease& lease : leases) {
+    const bool expired = seen_.at(lease.job_id).still > options_.lease;
+    if (!expired && !IsDeadOwner(lease.owner)) {
       continue;
     }
-    const Ending ending = AfterLoss(options_.retries, job, Crashed(job.metadata.attempt(), "the loss of its worker"));
-    const absl::Status revoked = jobs_.Revoke(job, ending.outcome);
+    const Ending ending = AfterLoss(options_.retries, lease.attempt, Crashed(lease.attempt, "the loss of its worker"));
+    const absl::Status revoked = jobs_.Revoke(lease, ending.outcome);
     if (absl::IsFailedPrecondition(revoked) || absl::IsNotFound(revoked)) {
       continue;  // another process was quicker, or the holder lives after all: it ended the job, or added heartbeats
     }
@@ -60,7 +60,7 @@ absl::StatusOr<int64_t> Rescuer::TakeLost() {
       continue;  // the others have their turn all the same
     }
     ++taken;
-    LOG(WARNING) << "operations/" << job.id << ": attempt " << job.metadata.attempt() << " was lost ("
+    LOG(WARNING) << "operations/" << lease.job_id << ": attempt " << lease.attempt << " was lost ("
                  << (expired ? "its lease ran out" : "its worker is dead") << ")";
     events_.Notify();
   }
@@ -84,10 +84,10 @@ absl::Status Rescuer::RemoveDeadScratch() {
     return absl::OkStatus();
   }
   // An attempt claims before it makes its folder: a folder seen before this look belongs to a lease seen by it, or to nobody.
-  MP_ASSIGN_OR_RETURN(const std::vector<Job> leased, jobs_.Leased());
+  MP_ASSIGN_OR_RETURN(const std::vector<Lease> leases, jobs_.Leases());
   std::set<std::filesystem::path> alive;
-  for (const Job& job : leased) {
-    alive.insert(AttemptFolder(options_.scratch_folder, job.id, job.metadata.attempt()));
+  for (const Lease& lease : leases) {
+    alive.insert(AttemptFolder(options_.scratch_folder, lease.job_id, lease.attempt));
   }
   for (const std::filesystem::path& folder : folders) {
     if (!alive.contains(folder)) {

@@ -74,6 +74,14 @@ bool IsFinal(v1::OperationMetadata::State state);
 // The google.longrunning view of a job.
 google::longrunning::Operation ToOperation(const Job& job);
 
+// That an attempt holds a job.
+struct Lease {
+  std::string job_id;
+  int attempt = 0;
+  std::string owner;  // as Job::lease_owner
+  int64_t beats = 0;  // as Job::beats
+};
+
 // A name in the job's workspace and the content it is to point to.
 struct OutputFile {
   std::string path;  // in the workspace
@@ -164,6 +172,8 @@ class JobStore {
   // the holder to stop. FAILED_PRECONDITION (without reason) if that attempt does not hold the job any more: drop all work on it.
   virtual absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt,
                                                                  const v1::Progress& progress) = 0;
+  // The state of a job that attempt `attempt` holds: as Heartbeat, without being a sign of life.
+  virtual absl::StatusOr<v1::OperationMetadata::State> HeldState(const std::string& id, int attempt) = 0;
   // Ends attempt `attempt`: links the outputs under their names and stores the outcome, both or neither. A CANCELLING job whose
   // attempt succeeded all the same ends SUCCEEDED. Outputs that do not fit the project's quota of bytes are not linked and the
   // job ends FAILED with QUOTA_EXCEEDED. Returns the state that it ended in. FAILED_PRECONDITION as Heartbeat.
@@ -171,12 +181,12 @@ class JobStore {
   // Gives the job back to PENDING (CANCELLED if it was CANCELLING), for another attempt; `failed` adds one to Job::failures.
   // FAILED_PRECONDITION as Heartbeat.
   virtual absl::Status Requeue(const std::string& id, int attempt, bool failed) = 0;
-  // Jobs held under a lease, whoever holds it.
-  virtual absl::StatusOr<std::vector<Job>> Leased() = 0;
-  // Takes a job, which Leased returned as `seen`, from a holder that is held for dead: Finish with `outcome` if there is one,
-  // else Requeue, as an attempt that did not fail. FAILED_PRECONDITION as Heartbeat, and if the holder has added heartbeats
-  // since: it lives, and keeps the job.
-  virtual absl::Status Revoke(const Job& seen, const std::optional<Outcome>& outcome) = 0;
+  // All leases, whoever holds them.
+  virtual absl::StatusOr<std::vector<Lease>> Leases() = 0;
+  // Takes the job from a holder that is held for dead: Finish with `outcome` if there is one, else Requeue, as an attempt that
+  // did not fail. FAILED_PRECONDITION as Heartbeat, and if the holder has added heartbeats since Leases returned `seen`: it
+  // lives, and keeps the job.
+  virtual absl::Status Revoke(const Lease& seen, const std::optional<Outcome>& outcome) = 0;
   // Returns once this process has had a turn to change something, for which every heartbeat has to wait, too. As long as nobody
   // gets one, heartbeats that stand still tell nothing of those who are to add them.
   virtual absl::Status AwaitTurn() = 0;

@@ -750,6 +750,16 @@ absl::StatusOr<State> SqlJobStore::Heartbeat(const std::string& id, int attempt,
   return state;
 }
 
+absl::StatusOr<State> SqlJobStore::HeldState(const std::string& id, int attempt) {
+  State state = v1::OperationMetadata::STATE_UNSPECIFIED;
+  MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
+    MP_ASSIGN_OR_RETURN(const HeldJob job, ReadHeldJob(connection, id, attempt));
+    state = job.state;
+    return absl::OkStatus();
+  }));
+  return state;
+}
+
 absl::StatusOr<State> SqlJobStore::Finish(const std::string& id, int attempt, const Outcome& outcome) {
   MP_RETURN_IF_ERROR(CheckOutcome(outcome));
   State ended = outcome.state;
@@ -768,13 +778,13 @@ absl::Status SqlJobStore::Requeue(const std::string& id, int attempt, bool faile
   });
 }
 
-absl::Status SqlJobStore::Revoke(const Job& seen, const std::optional<Outcome>& outcome) {
+absl::Status SqlJobStore::Revoke(const Lease& seen, const std::optional<Outcome>& outcome) {
   if (outcome.has_value()) {
     MP_RETURN_IF_ERROR(CheckOutcome(*outcome));
   }
   return database_.Write(Durability::kPowerLoss, [&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(const HeldJob held, ReadHeldJob(connection, seen.id, seen.metadata.attempt(), seen.beats));
-    return outcome.has_value() ? FinishHeld(connection, quotas_, seen.id, held, *outcome, clock_.Now()).status()
+    MP_ASSIGN_OR_RETURN(const HeldJob held, ReadHeldJob(connection, seen.job_id, seen.attempt, seen.beats));
+    return outcome.has_value() ? FinishHeld(connection, quotas_, seen.job_id, held, *outcome, clock_.Now()).status()
                                : RequeueHeld(connection, held, /*failed=*/false, clock_.Now());
   });
 }
@@ -783,13 +793,22 @@ absl::Status SqlJobStore::AwaitTurn() {
   return database_.Write(Durability::kProcessCrash, [](Connection&) { return absl::OkStatus(); });
 }
 
-absl::StatusOr<std::vector<Job>> SqlJobStore::Leased() {
-  std::vector<Job> jobs;
+absl::StatusOr<std::vector<Lease>> SqlJobStore::Leases() {
+  std::vector<Lease> leases;
   MP_RETURN_IF_ERROR(database_.Read([&](Connection& connection) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(jobs, ReadJobs(connection, absl::StrCat(kHeld, " ORDER BY sequence"), {}));
-    return absl::OkStatus();
+    MP_ASSIGN_OR_RETURN(
+        Statement statement,
+        connection.Query(absl::StrCat("SELECT id, attempt, lease_owner, beats FROM jobs WHERE ", kHeld, " ORDER BY sequence"),
+                         {}));
+    while (true) {
+      MP_ASSIGN_OR_RETURN(const bool row, statement.Step());
+      if (!row) {
+        return absl::OkStatus();
+      }
+      leases.push_back({statement.Bytes(0), static_cast<int>(statement.Integer(1)), statement.Bytes(2), statement.Integer(3)});
+    }
   }));
-  return jobs;
+  return leases;
 }
 
 absl::StatusOr<int64_t> SqlJobStore::ForgetFinished(absl::Time ended_before, int limit) {

@@ -45,10 +45,11 @@ class SqlJobStore final : public JobStore {
   absl::StatusOr<std::optional<Job>> NextInLine() override;
   absl::StatusOr<v1::OperationMetadata::State> Heartbeat(const std::string& id, int attempt,
                                                          const v1::Progress& progress) override;
+  absl::StatusOr<v1::OperationMetadata::State> HeldState(const std::string& id, int attempt) override;
   absl::StatusOr<v1::OperationMetadata::State> Finish(const std::string& id, int attempt, const Outcome& outcome) override;
   absl::Status Requeue(const std::string& id, int attempt, bool failed) override;
-  absl::StatusOr<std::vector<Job>> Leased() override;
-  absl::Status Revoke(const Job& seen, const std::optional<Outcome>& outcome) override;
+  absl::StatusOr<std::vector<Lease>> Leases() override;
+  absl::Status Revoke(const Lease& seen, const std::optional<Outcome>& outcome) override;
   absl::Status AwaitTurn() override;
   absl::StatusOr<int64_t> ForgetFinished(absl::Time ended_before, int limit) override;
   absl::StatusOr<int64_t> ForgetRequests(absl::Time came_before, int limit) override;

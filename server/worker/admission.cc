@@ -19,6 +19,7 @@ namespace modelpress::server {
 namespace {
 
 constexpr uint64_t kUnknown = UINT64_MAX;
+constexpr absl::string_view kCgroups = "/sys/fs/cgroup";
 
 uint64_t Minus(uint64_t a, uint64_t b) { return a == kUnknown ? a : a - std::min(a, b); }
 
@@ -55,6 +56,18 @@ uint64_t RestOfCgroup(const std::string& folder) {
   return Minus(*limit, Minus(*used, ReadField(folder + "/memory.stat", "inactive_file ").value_or(0)));
 }
 
+// Where the cgroup (version 2) of this process is; nullopt: in none.
+std::optional<std::string> CgroupFolder() {
+  std::ifstream file("/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    absl::string_view path = line;
+    if (absl::ConsumePrefix(&path, "0::")) {
+      return absl::StrCat(kCgroups, path == "/" ? "" : path);
+    }
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 uint64_t ThisMachine::FreeMemory() const {
@@ -62,19 +75,9 @@ uint64_t ThisMachine::FreeMemory() const {
   if (const std::optional<uint64_t> kib = ReadField("/proc/meminfo", "MemAvailable:")) {
     free = *kib * 1024;
   }
-  std::ifstream file("/proc/self/cgroup");
-  for (std::string line; std::getline(file, line);) {
-    absl::string_view path = line;
-    if (!absl::ConsumePrefix(&path, "0::")) {
-      continue;
-    }
-    // Every group around this process limits it.
-    for (std::string folder(path == "/" ? "" : path);; folder.erase(folder.rfind('/'))) {
-      free = std::min(free, RestOfCgroup(absl::StrCat("/sys/fs/cgroup", folder)));
-      if (folder.empty()) {
-        break;
-      }
-    }
+  // Every group around this process limits it.
+  for (std::string folder = CgroupFolder().value_or(""); folder.size() >= kCgroups.size(); folder.erase(folder.rfind('/'))) {
+    free = std::min(free, RestOfCgroup(folder));
   }
   return free;
 }
@@ -86,6 +89,15 @@ uint64_t ThisMachine::ResidentMemory(pid_t process) const {
 uint64_t ThisMachine::FreeDisk() const {
   const absl::StatusOr<DiskSpace> space = DiskSpaceOf(folder_);
   return space.ok() ? space->free_bytes : kUnknown;
+}
+
+uint64_t ThisMachine::OutOfMemoryKills() const {
+  // A cgroup hears of the death of each of its processes, whoever ran out of memory.
+  std::optional<uint64_t> kills;
+  if (const std::optional<std::string> cgroup = CgroupFolder()) {
+    kills = ReadField(*cgroup + "/memory.events", "oom_kill ");
+  }
+  return kills.has_value() ? *kills : ReadField("/proc/vmstat", "oom_kill ").value_or(0);
 }
 
 JobCost Admission::Free() {

@@ -29,6 +29,8 @@ class Machine {
   virtual uint64_t FreeMemory() const = 0;
   virtual uint64_t ResidentMemory(pid_t process) const = 0;  // 0: it is gone
   virtual uint64_t FreeDisk() const = 0;
+  // How many processes the kernel has killed so far because memory was used up, here or, in a cgroup, among those with this one.
+  virtual uint64_t OutOfMemoryKills() const = 0;
 };
 
 // This machine. What cannot be found out counts as free without end.
@@ -39,6 +41,7 @@ class ThisMachine final : public Machine {
   uint64_t FreeMemory() const override;
   uint64_t ResidentMemory(pid_t process) const override;
   uint64_t FreeDisk() const override;
+  uint64_t OutOfMemoryKills() const override;
 
  private:
   const std::string folder_;
@@ -65,6 +68,7 @@ class Admission {
   void Ended(const Job& job);
   // True if so little disk is left that operations have to stop: half of what is to stay free.
   bool OutOfDisk() const;
+  uint64_t OutOfMemoryKills() const { return machine_.OutOfMemoryKills(); }
 
  private:
   struct Running {

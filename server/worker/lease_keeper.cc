@@ -82,19 +82,11 @@ void LeaseKeeper::Note(const absl::Status& status) {
   }
 }
 
-void LeaseKeeper::Look() {
-  const absl::StatusOr<Job> job = jobs_.Get(id_);
-  Note(job.status());
-  if (job.ok()) {
-    const bool held = job->metadata.attempt() == attempt_ && !job->done() && job->metadata.state() != State::PENDING;
-    Learn(!held ? Finding::kLost : job->metadata.state() == State::CANCELLING ? Finding::kCancelling : Finding::kHeld);
-  } else if (absl::IsNotFound(job.status())) {
-    Learn(Finding::kLost);
-  }
-}
+void LeaseKeeper::Look() { Conclude(jobs_.HeldState(id_, attempt_)); }
 
-void LeaseKeeper::Beat(const v1::Progress& progress) {
-  const absl::StatusOr<State::State> state = jobs_.Heartbeat(id_, attempt_, progress);
+void LeaseKeeper::Beat(const v1::Progress& progress) { Conclude(jobs_.Heartbeat(id_, attempt_, progress)); }
+
+void LeaseKeeper::Conclude(const absl::StatusOr<State::State>& state) {
   Note(state.status());
   if (state.ok()) {
     Learn(*state == State::CANCELLING ? Finding::kCancelling : Finding::kHeld);

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "modelpress/v1/operations.pb.h"
 #include "server/base/clock.h"
@@ -44,6 +45,7 @@ class LeaseKeeper {
   // What the store says of the job now.
   void Look();
   void Beat(const v1::Progress& progress);
+  void Conclude(const absl::StatusOr<v1::OperationMetadata::State>& state);
   void Learn(Finding finding);
   // Of a call to the store; keeps count of how long it has failed.
   void Note(const absl::Status& status);

@@ -48,8 +48,8 @@ Ending AfterFailure(const RetryLimits& limits, const Job& job, Outcome last) {
   return FailedAttempt(limits.max_failures, job, std::move(last));
 }
 
-Ending AfterLoss(const RetryLimits& limits, const Job& job, Outcome last) {
-  if (job.metadata.attempt() < limits.max_attempts) {
+Ending AfterLoss(const RetryLimits& limits, int attempt, Outcome last) {
+  if (attempt < limits.max_attempts) {
     return {};
   }
   return {.outcome = std::move(last)};

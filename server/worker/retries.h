@@ -40,9 +40,9 @@ Outcome Crashed(int attempts, const std::string& cause);
 
 // An attempt whose child ended without an answer: another one, or `last` if that was the last one.
 Ending AfterFailure(const RetryLimits& limits, const Job& job, Outcome last);
-// An attempt whose worker or child was killed from outside. That is the machine's failure, not the
+// Attempt `attempt`, whose worker or child was killed from outside. That is the machine's failure, not the
 // operation's, so it does not count against it; only one that goes on outliving them is suspected of being the cause.
-Ending AfterLoss(const RetryLimits& limits, const Job& job, Outcome last);
+Ending AfterLoss(const RetryLimits& limits, int attempt, Outcome last);
 // An attempt that ended with `error` of ours or of the engine: another one if the machine is to blame (IsInfrastructureError),
 // FAILED otherwise. It counts as a failure: it may be the operation's own doing (a disk that it filled, outputs that it did not
 // write).

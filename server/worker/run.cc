@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <csignal>
 #include <exception>
+#include <fstream>
 #include <iostream>
 #include <map>
 #include <new>
@@ -38,6 +39,7 @@ namespace modelpress::server {
 namespace {
 
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
+constexpr int kOomScore = 1000;          // the first to go (proc(5))
 constexpr size_t kOwnDescriptors = 256;  // that the engine opens besides its inputs
 
 // Where the worker listens. Libraries may print to stdout, so that descriptor is made another name of stderr and the protocol
@@ -166,6 +168,9 @@ void ExitWithWorker() {
 int RunChild() {
   // The kernel's help against outliving a worker that was killed; the end of stdin covers the moment before this call.
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+  // Where memory runs out the kernel is to stop the engine, which is started again, and not the server. Fails where it is
+  // forbidden to ask for that, which changes nothing else.
+  std::ofstream("/proc/self/oom_score_adj") << kOomScore;
   std::set_new_handler([] { _exit(kExitOutOfMemory); });
   RaiseDescriptorLimit();  // a model may have its weights in thousands of files, each of which is open while it is worked on
   const EventPipe events;

@@ -60,6 +60,7 @@ class Worker::Attempt {
         checkpoints_(CheckpointFolder(options_.scratch_folder, job.id)),
         start_(context_.clock.Elapsed()),
         timeout_(std::min(options_.max_execution, ExecutionTimeout(job.request))),
+        oom_kills_(context_.admission.OutOfMemoryKills()),
         keeper_(context_.jobs, context_.events, context_.clock, job, options_.lease, options_.store_patience,
                 [&worker] { worker.WriteWake(); }) {}
   ~Attempt() {
@@ -328,8 +329,18 @@ class Worker::Attempt {
                                      "the engine was stopped at a system call that it must not make (SIGSYS): either the input "
                                      "attacks the server, or it is an error of the server's; please report it with the input")));
     }
+    if (exit.signal == SIGKILL && context_.admission.OutOfMemoryKills() != oom_kills_) {
+      machine_failed_ = true;  // there may be more memory in a while
+      return AfterFailure(
+          options_.retries, job_,
+          Failure(State::FAILED,
+                  MakeError(v1::RESOURCE_LIMIT,
+                            absl::StrCat("the server's memory does not suffice for the operation: the kernel stopped it "
+                                         "when it had ",
+                                         exit.peak_rss_bytes >> 20, " MiB; ask the server's operator for more"))));
+    }
     if (exit.signal == SIGKILL) {  // from outside: an engine that crashes dies of other signals
-      return AfterLoss(options_.retries, job_, Crashed(attempt_, exit.Cause()));
+      return AfterLoss(options_.retries, attempt_, Crashed(attempt_, exit.Cause()));
     }
     return AfterFailure(options_.retries, job_, Crashed(job_.failures + 1, exit.Cause()));
   }
@@ -426,7 +437,8 @@ class Worker::Attempt {
           << "the end of attempt " << attempt_ << " cannot be stored at the moment: " << state.status();
       worker_.WaitForWake(std::clamp(worker_.KillTime() - now, absl::ZeroDuration(), backoff.Next()));
       if (!KeepOutputs(ending)) {
-        ending = AfterLoss(options_.retries, job_, Failure(State::FAILED, MakeError(v1::STORAGE_ERROR, "an output was lost")));
+        ending =
+            AfterLoss(options_.retries, attempt_, Failure(State::FAILED, MakeError(v1::STORAGE_ERROR, "an output was lost")));
       }
     }
   }
@@ -470,6 +482,7 @@ class Worker::Attempt {
   const std::string checkpoints_;
   const absl::Duration start_;
   const absl::Duration timeout_;
+  const uint64_t oom_kills_;  // before it
   LeaseKeeper keeper_;
   std::unique_ptr<ChildProcess> child_;
   std::optional<RunResult> result_;

@@ -190,7 +190,7 @@ TEST_F(HousekeeperTest, AContentThatFailsKeepsNoOtherFromItsTurn) {
   // When they have been listed already the first of them becomes a name that leads nowhere.
   const std::string first = stores_->blobs().Path(contents.begin()->first);
   UnreliableJobStore jobs(stores_->jobs());
-  jobs.BeforeEvery("Leased", [&] {
+  jobs.BeforeEvery("Leases", [&] {
     std::filesystem::remove(first);
     std::filesystem::create_symlink(first, first);
   });

@@ -84,7 +84,7 @@ TEST_F(RescuerTest, TimeInWhichTheStoreWasAwayDoesNotCount) {
   UnreliableJobStore unreliable(stores_->jobs());
   Rescuer rescuer = MakeRescuer(unreliable);
   EXPECT_EQ(Watch(rescuer, 5), 0);
-  unreliable.Fail("Leased", 100);
+  unreliable.Fail("Leases", 100);
   for (int i = 0; i < 100; ++i) {
     EXPECT_REASON(rescuer.Look(), STORAGE_UNAVAILABLE);
     clock_.Advance(absl::Seconds(1));

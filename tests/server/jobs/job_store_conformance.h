@@ -456,10 +456,14 @@ TEST_P(JobStoreConformance, HeartbeatExtendsTheLeaseAndShowsProgress) {
   clock_.Advance(absl::Seconds(10));
   ASSERT_OK_AND_ASSIGN(Metadata::State state, jobs().Heartbeat("o1", 1, progress));
   EXPECT_EQ(state, Metadata::RUNNING);
+  ASSERT_OK_AND_ASSIGN(state, jobs().HeldState("o1", 1));
+  EXPECT_EQ(state, Metadata::RUNNING);
   ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
   EXPECT_TRUE(SameMessage(job.metadata.progress(), progress));
 
   ASSERT_OK(jobs().RequestCancel(kProject, "o1"));
+  ASSERT_OK_AND_ASSIGN(state, jobs().HeldState("o1", 1));
+  EXPECT_EQ(state, Metadata::CANCELLING);
   ASSERT_OK_AND_ASSIGN(state, jobs().Heartbeat("o1", 1, progress));
   EXPECT_EQ(state, Metadata::CANCELLING);
 }
@@ -470,10 +474,10 @@ TEST_P(JobStoreConformance, HeartbeatsAreCountedWhileALeaseIsHeld) {
   ASSERT_OK(jobs().Create(NewJob("o3"), ""));
   auto beats = [this] {
     std::map<std::string, int64_t> of;
-    absl::StatusOr<std::vector<Job>> leased = jobs().Leased();
-    EXPECT_OK(leased);
-    for (const Job& job : *leased) {
-      of[job.id] = job.beats;
+    absl::StatusOr<std::vector<Lease>> leases = jobs().Leases();
+    EXPECT_OK(leases);
+    for (const Lease& lease : *leases) {
+      of[lease.job_id] = lease.beats;
     }
     return of;
   };
@@ -511,6 +515,7 @@ TEST_P(JobStoreConformance, OnlyTheHolderMovesAJob) {
         continue;
       }
       EXPECT_NOT_HELD(jobs().Heartbeat("o1", attempt, {}));
+      EXPECT_NOT_HELD(jobs().HeldState("o1", attempt));
       EXPECT_NOT_HELD(jobs().Finish("o1", attempt, Success({Output("results/x")})));
       EXPECT_NOT_HELD(jobs().Finish("o1", attempt, Failure()));
       EXPECT_NOT_HELD(jobs().Requeue("o1", attempt, /*failed=*/true));
@@ -520,6 +525,7 @@ TEST_P(JobStoreConformance, OnlyTheHolderMovesAJob) {
     EXPECT_REASON(workspaces().GetFile({kProject, "w"}, "results/x"), FILE_NOT_FOUND);
   }
   EXPECT_NOT_HELD(jobs().Heartbeat("none", 1, {}));
+  EXPECT_NOT_HELD(jobs().HeldState("none", 1));
   EXPECT_NOT_HELD(jobs().Finish("none", 1, Success()));
   EXPECT_NOT_HELD(jobs().Requeue("none", 1, /*failed=*/true));
 }
@@ -619,6 +625,7 @@ TEST_P(JobStoreConformance, RequeueGivesAnotherAttempt) {
   EXPECT_EQ(claimed->metadata.attempt(), 2);
   // What is left of the first attempt can do no harm.
   EXPECT_NOT_HELD(jobs().Heartbeat("o1", 1, progress));
+  EXPECT_NOT_HELD(jobs().HeldState("o1", 1));
   EXPECT_NOT_HELD(jobs().Finish("o1", 1, Success({Output("results/x")})));
   EXPECT_NOT_HELD(jobs().Requeue("o1", 1, /*failed=*/true));
   ASSERT_OK_AND_ASSIGN(job, jobs().Get("o1"));
@@ -654,12 +661,13 @@ TEST_P(JobStoreConformance, RequeueEndsACancelledJob) {
 TEST_P(JobStoreConformance, RevokeTakesFromTheSilentOnly) {
   MakeJobIn(Metadata::RUNNING, "o1");
   auto leased = [&] {
-    const absl::StatusOr<std::vector<Job>> held = jobs().Leased();
+    const absl::StatusOr<std::vector<Lease>> held = jobs().Leases();
     EXPECT_OK(held);
-    return held.ok() && held->size() == 1 ? held->front() : Job();
+    return held.ok() && held->size() == 1 ? held->front() : Lease();
   };
   EXPECT_OK(jobs().AwaitTurn());
-  Job seen = leased();
+  Lease seen = leased();
+  EXPECT_EQ(seen.owner, "worker");
   ASSERT_OK(jobs().Heartbeat("o1", 1, {}));
   EXPECT_NOT_HELD(jobs().Revoke(seen, std::nullopt));
   EXPECT_NOT_HELD(jobs().Revoke(seen, Failure()));

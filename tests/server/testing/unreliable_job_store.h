@@ -74,10 +74,13 @@ class UnreliableJobStore final : public JobStore {
   absl::Status Requeue(const std::string& id, int attempt, bool failed) override {
     return Call<absl::Status>("Requeue", [&] { return store_.Requeue(id, attempt, failed); });
   }
-  absl::StatusOr<std::vector<Job>> Leased() override {
-    return Call<absl::StatusOr<std::vector<Job>>>("Leased", [&] { return store_.Leased(); });
+  absl::StatusOr<v1::OperationMetadata::State> HeldState(const std::string& id, int attempt) override {
+    return Call<absl::StatusOr<v1::OperationMetadata::State>>("HeldState", [&] { return store_.HeldState(id, attempt); });
   }
-  absl::Status Revoke(const Job& seen, const std::optional<Outcome>& outcome) override {
+  absl::StatusOr<std::vector<Lease>> Leases() override {
+    return Call<absl::StatusOr<std::vector<Lease>>>("Leases", [&] { return store_.Leases(); });
+  }
+  absl::Status Revoke(const Lease& seen, const std::optional<Outcome>& outcome) override {
     return Call<absl::Status>("Revoke", [&] { return store_.Revoke(seen, outcome); });
   }
   absl::Status AwaitTurn() override {

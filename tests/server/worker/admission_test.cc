@@ -13,6 +13,7 @@
 #include "tests/server/base/fake_clock.h"
 #include "tests/server/base/status_testing.h"
 #include "tests/server/sql/sql_store_harness.h"
+#include "tests/server/testing/chosen_machine.h"
 #include "tests/server/testing/unreliable_job_store.h"
 
 namespace modelpress::server {
@@ -20,18 +21,6 @@ namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 constexpr char kProject[] = "p";
-
-// A machine of the test's choice.
-class ChosenMachine final : public Machine {
- public:
-  uint64_t FreeMemory() const override { return memory; }
-  uint64_t ResidentMemory(pid_t process) const override { return process == 1 ? resident : 0; }
-  uint64_t FreeDisk() const override { return disk; }
-
-  uint64_t memory = 1000 * kMiB;
-  uint64_t disk = 10'000 * kMiB;
-  uint64_t resident = 0;  // of process 1
-};
 
 class AdmissionTest : public testing::Test {
  protected:

@@ -44,7 +44,7 @@ TEST(LeaseKeeperTest, StoresProgressThatComesWhileItLooks) {
   std::promise<void> go_on;
   LeaseKeeper* keeper = nullptr;
   int looks = 0;
-  jobs.BeforeEvery("Get", [&] {
+  jobs.BeforeEvery("HeldState", [&] {
     if (++looks == 1) {
       first_look.set_value();
       go_on.get_future().wait();

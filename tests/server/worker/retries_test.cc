@@ -61,9 +61,9 @@ TEST(RetriesTest, DeathsWithoutAnAnswerAreCounted) {
 }
 
 TEST(RetriesTest, LossesAreNotCountedButEndSomeDay) {
-  EXPECT_TRUE(IsAnotherAttempt(AfterLoss(kLimits, JobWith(1, 2), Crashed(1, "SIGKILL")), /*failed=*/false));
-  EXPECT_TRUE(IsAnotherAttempt(AfterLoss(kLimits, JobWith(4, 2), Crashed(4, "SIGKILL")), /*failed=*/false));
-  EXPECT_EQ(ReasonIn(AfterLoss(kLimits, JobWith(5, 0), Crashed(5, "SIGKILL"))), "ENGINE_CRASHED");
+  EXPECT_TRUE(IsAnotherAttempt(AfterLoss(kLimits, 1, Crashed(1, "SIGKILL")), /*failed=*/false));
+  EXPECT_TRUE(IsAnotherAttempt(AfterLoss(kLimits, 4, Crashed(4, "SIGKILL")), /*failed=*/false));
+  EXPECT_EQ(ReasonIn(AfterLoss(kLimits, 5, Crashed(5, "SIGKILL"))), "ENGINE_CRASHED");
 }
 
 TEST(RetriesTest, TroubleOfTheStoreIsToldFromItsAnswers) {

@@ -28,6 +28,7 @@
 #include "tests/server/base/status_testing.h"
 #include "tests/server/base/test_folder.h"
 #include "tests/server/sql/sql_store_harness.h"
+#include "tests/server/testing/chosen_machine.h"
 #include "tests/server/testing/unreliable_job_store.h"
 
 namespace modelpress::server {
@@ -111,7 +112,7 @@ class StagesTest : public testing::Test {
   UnreliableJobStore jobs_;
   const std::unique_ptr<DirectoryBlobStore> blobs_;
   Metrics metrics_;
-  const ThisMachine machine_{"/"};
+  ChosenMachine machine_;
   Admission admission_{{.enabled = false}, machine_, metrics_};
   WorkerOptions options_;
   std::unique_ptr<JobEvents> events_;
@@ -146,14 +147,14 @@ TEST_F(StagesTest, WorkGoesOnWhileTheStoreIsAway) {
   Submit("j");
   AwaitFile("started");
   jobs_.Fail("Heartbeat", 1'000'000);
-  jobs_.Fail("Get", 1'000'000);
+  jobs_.Fail("HeldState", 1'000'000);
   const int before = jobs_.failed("Heartbeat");
   for (int i = 0; i < 3; ++i) {  // far beyond the lease, within the patience
     clock_.Advance(absl::Minutes(1));
     WaitUntil([&] { return jobs_.failed("Heartbeat") > before + i; });
   }
   jobs_.Fail("Heartbeat", 0);
-  jobs_.Fail("Get", 0);
+  jobs_.Fail("HeldState", 0);
   std::ofstream(folder_.path() + "/go") << "x";
   ExpectEnd("j", State::SUCCEEDED, 1);
 }
@@ -164,7 +165,7 @@ TEST_F(StagesTest, WorkIsDroppedWhenTheStoreIsAwayForTooLong) {
   Submit("j");
   AwaitFile("started");
   jobs_.Fail("Heartbeat", 1'000'000);
-  jobs_.Fail("Get", 1'000'000);
+  jobs_.Fail("HeldState", 1'000'000);
   clock_.Advance(options_.store_patience + absl::Seconds(1));
   WaitUntil([&] { return !std::filesystem::exists(Folder()); });
   EXPECT_EQ(Get("j").metadata.state(), State::RUNNING);  // until its lease runs out
@@ -267,6 +268,31 @@ TEST_F(StagesTest, CheckpointsStayForTheNextAttemptAndGoWithTheOperation) {
   ExpectEnd("j", State::SUCCEEDED, 2);
   EXPECT_EQ(Get("j").failures, 1);
   WaitUntil([&] { return std::filesystem::is_empty(options_.scratch_folder); });
+}
+
+TEST_F(StagesTest, KillsFromOutsideAreNotTheOperationsFault) {
+  UseEngine(
+      "if [ -e $1/../killed ]; then printf report > $1/report; cat $ANSWER; else printf x > $1/../killed; kill -KILL $$; fi");
+  StartWorker();
+  Submit("j");
+  ExpectEnd("j", State::SUCCEEDED, 2);
+  EXPECT_EQ(Get("j").failures, 0);
+}
+
+TEST_F(StagesTest, KillsForWantOfMemoryAreItsFailures) {
+  machine_.kills_between_looks = 1;
+  options_.retries.first_pause = absl::Milliseconds(10);
+  UseEngine("kill -KILL $$");
+  StartWorker();
+  Submit("j");
+  const absl::Duration begin = clock_.Elapsed();
+  WaitUntil([&] {
+    clock_.Advance(absl::Milliseconds(1));
+    return Get("j").done();
+  });
+  ExpectEnd("j", State::FAILED, 3);
+  EXPECT_EQ(ReasonOf(FromRpcStatus(*Get("j").error)), v1::RESOURCE_LIMIT);
+  EXPECT_GE(clock_.Elapsed() - begin, 4 * options_.retries.first_pause);
 }
 
 class FailingDiskTest : public StagesTest {

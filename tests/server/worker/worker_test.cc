@@ -220,6 +220,11 @@ TEST_F(WorkerTest, TheEngineGetsNoSecrets) {
   EXPECT_THAT(environment, testing::Not(testing::HasSubstr("secret")));
 }
 
+TEST_F(WorkerTest, TheKernelWouldStopTheEngineBeforeTheServer) {
+  StartWithWorker(OneWorker());
+  EXPECT_EQ(ReadFile(absl::StrCat("/proc/", StopSpare(getpid()), "/oom_score_adj")), "1000\n");
+}
+
 TEST_F(WorkerTest, CancelKillsTheChild) {
   StartWithWorker(OneWorker());
   const pid_t child = StopSpare(getpid());
