@@ -22,7 +22,7 @@ std::string Check(const std::string& scope, const std::string& key) {
 
 absl::StatusOr<int> ResolvePageSize(int page_size) {
   if (page_size < 0) {
-    return MakeError(v1::REQUEST_INVALID, absl::StrCat("page_size is ", page_size, "; it must not be negative"),
+    return MakeError(v1::REQUEST_INVALID, absl::StrCat("page size ", page_size, " is negative; 0 means ", kDefaultPageSize),
                      {.field = "page_size"});
   }
   return page_size == 0 ? kDefaultPageSize : std::min(page_size, kMaxPageSize);

@@ -18,8 +18,6 @@ namespace {
 constexpr size_t kMaxComponent = 255;
 constexpr size_t kMaxPath = 1024;
 constexpr size_t kMaxId = 63;
-constexpr int kDefaultPageSize = 50;
-constexpr int kMaxPageSize = 1000;
 
 absl::Status BadName(absl::string_view message, const std::string& field) {
   return MakeError(v1::NAME_INVALID, message, {.field = field});
@@ -155,13 +153,6 @@ absl::Status CheckRequestId(const std::string& request_id, const std::string& fi
   }
   return legal ? absl::OkStatus()
                : BadRequest(absl::StrCat("request id ", Quote(request_id), " is not a UUID (8-4-4-4-12 hex digits)"), field);
-}
-
-absl::StatusOr<int> CheckPageSize(int page_size) {
-  if (page_size < 0) {
-    return BadRequest(absl::StrCat("page size ", page_size, " is negative; 0 means ", kDefaultPageSize), "page_size");
-  }
-  return page_size == 0 ? kDefaultPageSize : std::min(page_size, kMaxPageSize);
 }
 
 absl::StatusOr<std::string> ParseWorkspaceName(const std::string& name, const std::string& field) {

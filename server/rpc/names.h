@@ -41,8 +41,6 @@ absl::Status CheckPath(const std::string& path, const std::string& field);
 absl::Status CheckSha256(const std::string& sha256, const std::string& field);
 // Empty or a UUID.
 absl::Status CheckRequestId(const std::string& request_id, const std::string& field);
-// The page size to use: 0 is 50, over 1,000 is 1,000, negative is REQUEST_INVALID.
-absl::StatusOr<int> CheckPageSize(int page_size);
 
 }  // namespace modelpress::server
 

@@ -80,9 +80,8 @@ grpc::ServerUnaryReactor* OperationsService::ListOperations(grpc::CallbackServer
       return MakeError(v1::NAME_INVALID, "the name of the collection is 'operations'", {.field = "name"});
     }
     MP_ASSIGN_OR_RETURN(const JobFilter filter, ParseFilter(request->filter()));
-    MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
     static_assert(kJobPageBytes < kMaxMessageBytes);
-    MP_ASSIGN_OR_RETURN(const JobPage page, jobs_.List(caller.project, filter, page_size, request->page_token()));
+    MP_ASSIGN_OR_RETURN(const JobPage page, jobs_.List(caller.project, filter, request->page_size(), request->page_token()));
     for (const Job& job : page.jobs) {
       *response->add_operations() = ToOperation(job);
     }

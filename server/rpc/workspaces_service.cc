@@ -306,9 +306,8 @@ grpc::ServerUnaryReactor* WorkspacesService::ListWorkspaces(grpc::CallbackServer
                                                             const v1::ListWorkspacesRequest* request,
                                                             v1::ListWorkspacesResponse* response) {
   return ServeUnary(context, context_.calls, Role::kReader, [=, this](const Caller& caller) -> absl::Status {
-    MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
     MP_ASSIGN_OR_RETURN(const Page<WorkspaceRow> page,
-                        context_.workspaces.ListWorkspaces(caller.project, page_size, request->page_token()));
+                        context_.workspaces.ListWorkspaces(caller.project, request->page_size(), request->page_token()));
     for (const WorkspaceRow& row : page.rows) {
       *response->add_workspaces() = ToProto(row);
     }
@@ -340,9 +339,8 @@ grpc::ServerUnaryReactor* WorkspacesService::ListFiles(grpc::CallbackServerConte
                                                        v1::ListFilesResponse* response) {
   return ServeUnary(context, context_.calls, Role::kReader, [=, this](const Caller& caller) -> absl::Status {
     MP_ASSIGN_OR_RETURN(const std::string workspace, ParseWorkspaceName(request->parent(), "parent"));
-    MP_ASSIGN_OR_RETURN(const int page_size, CheckPageSize(request->page_size()));
     MP_ASSIGN_OR_RETURN(const Page<FileRow> page,
-                        context_.workspaces.ListFiles({caller.project, workspace}, page_size, request->page_token()));
+                        context_.workspaces.ListFiles({caller.project, workspace}, request->page_size(), request->page_token()));
     for (const FileRow& row : page.rows) {
       *response->add_files() = ToProto(workspace, row);
     }

@@ -51,7 +51,7 @@ TEST(NamesTest, PathsAreRelativeAndPlain) {
   EXPECT_EQ(ReasonOf(CheckPath("", "f")), v1::REQUEST_INVALID);
 }
 
-TEST(NamesTest, DigestsRequestIdsPageSizes) {
+TEST(NamesTest, DigestsAndRequestIds) {
   EXPECT_TRUE(CheckSha256(std::string(64, 'a'), "f").ok());
   EXPECT_FALSE(CheckSha256(std::string(64, 'A'), "f").ok());
   EXPECT_FALSE(CheckSha256(std::string(63, 'a'), "f").ok());
@@ -59,9 +59,6 @@ TEST(NamesTest, DigestsRequestIdsPageSizes) {
   EXPECT_TRUE(CheckRequestId("123e4567-e89b-12d3-A456-426614174000", "f").ok());
   EXPECT_FALSE(CheckRequestId("123e4567-e89b-12d3-a456-42661417400", "f").ok());
   EXPECT_FALSE(CheckRequestId("123e4567ae89b-12d3-a456-426614174000", "f").ok());
-  EXPECT_EQ(*CheckPageSize(0), 50);
-  EXPECT_EQ(*CheckPageSize(5000), 1000);
-  EXPECT_EQ(ReasonOf(CheckPageSize(-1).status()), v1::REQUEST_INVALID);
 }
 
 }  // namespace
