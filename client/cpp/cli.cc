@@ -574,7 +574,8 @@ class Cli {
     command
         .add_flag(Spellings("reference_defects"), reference_defects_, "bring back the bytes of the reference where it is wrong")
         ->envname("MODELPRESS_REFERENCE_DEFECTS");
-    CLI::Option* validate = command.add_flag(Spellings("validate_only"), validate_only_, "do every check and write no file");
+    CLI::Option* validate =
+        command.add_flag(Spellings("validate_only"), validate_only_, "do every check, print the report and write no file");
     command.add_flag(Spellings("no_cache"), no_cache_, "run it even where the server has the result of the same call already");
     command.add_option(Spellings("request_id"), request_id_, "a UUID; the same request with the same id runs only once")
         ->needs(workspace);
@@ -696,6 +697,9 @@ class Cli {
         if (!result.workspace.empty()) {
           object["workspace"] = result.workspace;
         }
+        if (!result.report.empty()) {
+          object["report"] = json::parse(result.report, nullptr, /*allow_exceptions=*/false);
+        }
         Print(object);
       } else if (no_wait_) {
         streams_.out << result.operation.name() << std::endl;
@@ -703,6 +707,7 @@ class Cli {
         for (const std::string& file : result.files) {
           streams_.out << file << std::endl;
         }
+        streams_.out << result.report;
         if (show && !quiet_) {
           show(result);
         }

@@ -293,6 +293,7 @@ class LocalCall {
     MPC_ASSIGN_OR_RETURN(result_.operation, client_.WaitOperation(operation_name_, wait));
     v1::OperationMetadata metadata = MetadataOf(result_.operation);
     result_.warnings.assign(metadata.warnings().begin(), metadata.warnings().end());
+    result_.report = metadata.report();
     MPC_ASSIGN_OR_RETURN(std::vector<v1::File> outputs, function_.outputs(result_.operation));
     return FetchOutputs(outputs);
   }

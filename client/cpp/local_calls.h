@@ -36,6 +36,7 @@ struct LocalCallResult {
   std::string workspace = {};           // the kept one; empty: it was temporary
   std::vector<std::string> files = {};  // absolute paths written, in the order of the response's fields
   std::vector<std::string> warnings = {};
+  std::string report = {};  // JSON, with validate_only; empty: the method has none
 };
 
 // All of these take the request with paths of this machine in place of paths in the workspace, and without `workspace` and

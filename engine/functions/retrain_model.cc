@@ -337,6 +337,7 @@ class RetrainRun {
     Json report = MakeReport(function);
     MP_ASSIGN_OR_RETURN(const std::string plan, PrintRewritePlan(plan_));
     if (context_.validate_only) {
+      result_.report_json = PrintReport(report);
       return absl::OkStatus();
     }
     MP_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFolder> output, CreateOutputFolder(context_, path_.folder));
@@ -371,7 +372,8 @@ class RetrainRun {
     for (const WrittenFile& file : result_.external_data) {
       report["outputs"].push_back(DescribeFile(file));
     }
-    MP_RETURN_IF_ERROR(add("report.json", PrintReport(report), result_.report));
+    result_.report_json = PrintReport(report);
+    MP_RETURN_IF_ERROR(add("report.json", result_.report_json, result_.report));
     return output->Commit();
   }
 

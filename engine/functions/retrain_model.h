@@ -32,6 +32,7 @@ struct RetrainModel {
   WrittenFile pruned_model;
   std::vector<WrittenFile> external_data;
   WrittenFile report;
+  std::string report_json;  // the content of `report`, also when validate_only wrote no file
   std::vector<std::string> warnings;
 };
 

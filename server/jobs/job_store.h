@@ -96,6 +96,7 @@ struct Outcome {
   std::optional<google::rpc::Status> error;
   std::vector<OutputFile> outputs;
   std::vector<std::string> warnings;
+  std::string report = {};  // OperationMetadata.report
 };
 
 // For the drivers of JobStore: the error of a job that ends CANCELLED without its worker having a say (OPERATION_CANCELLED), and

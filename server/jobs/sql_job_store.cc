@@ -394,6 +394,7 @@ absl::StatusOr<State> FinishHeld(Connection& connection, const Quotas& quotas, c
   MP_ASSIGN_OR_RETURN(const Job job, ReadJobById(connection, id));
   v1::OperationMetadata details = Details(job.metadata);
   details.mutable_warnings()->Assign(outcome.warnings.begin(), outcome.warnings.end());
+  details.set_report(outcome.report);
   SqlValue response = outcome.response ? SqlValue(ToBlob(*outcome.response)) : SqlValue();
   SqlValue error = outcome.error ? SqlValue(ToBlob(*outcome.error)) : SqlValue();
   MP_ASSIGN_OR_RETURN(const int64_t growth, GrowthBy(connection, held.workspace, outcome.outputs));

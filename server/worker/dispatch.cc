@@ -42,6 +42,8 @@ class ResultOf {
       Add(file, field);
     }
   }
+  // In the place of the file that is not written.
+  void AddReport(const std::string& report) { result_.set_report(report); }
   RunResult Finish(const std::vector<std::string>& warnings) {
     result_.mutable_response()->PackFrom(response_);
     for (const std::string& warning : warnings) {
@@ -59,7 +61,9 @@ class ResultOf {
 template <typename Response>
 RunResult SavedResult(const engine::SavedModels& saved, bool validate_only) {
   ResultOf<Response> result;
-  if (!validate_only) {
+  if (validate_only) {
+    result.AddReport(saved.report_json);
+  } else {
     result.Add(saved.deploy_model, &Response::mutable_deploy_model);
     result.Add(saved.fake_quant_model, &Response::mutable_fake_quant_model);
     result.Add(saved.external_data, &Response::add_external_data);
@@ -75,9 +79,12 @@ RunResult ConfigResult(const engine::SavedConfig& saved, v1::File* (Response::*f
   return result.Finish(saved.warnings);
 }
 
-RunResult RetrainResult(const engine::RetrainModel& made) {
+RunResult RetrainResult(const engine::RetrainModel& made, bool validate_only) {
   using Response = v1::RetrainModelResponse;
   ResultOf<Response> result;
+  if (validate_only) {
+    result.AddReport(made.report_json);
+  }
   result.Add(made.record_file, &Response::mutable_record_file);
   result.Add(made.rewrite_plan, &Response::mutable_rewrite_plan);
   result.Add(made.pruned_model, &Response::mutable_pruned_model);
@@ -213,7 +220,7 @@ absl::StatusOr<RunResult> RunCreatePruned(const CallContext& context, const Requ
   call.prune_options = {.extended = request.prune_options().extended(),
                         .rank_by_all_producers = request.prune_options().rank_by_all_producers()};
   MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, function(context, call));
-  return RetrainResult(made);
+  return RetrainResult(made, context.validate_only);
 }
 
 template <typename Request>
@@ -224,7 +231,7 @@ absl::StatusOr<RunResult> RunRestorePruned(const CallContext& context, const Req
   call.weights = request.weights();
   call.state_dict_name = request.state_dict_name();
   MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, function(context, call));
-  return RetrainResult(made);
+  return RetrainResult(made, context.validate_only);
 }
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CreatePruneRetrainModelRequest& request) {
@@ -247,7 +254,7 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CreateQuantR
   engine::RetrainModelCall call = RetrainCallOf(request);
   call.config_file = request.config_file();
   MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, engine::CreateQuantRetrainModel(context, call));
-  return RetrainResult(made);
+  return RetrainResult(made, context.validate_only);
 }
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::RestoreQuantRetrainModelRequest& request) {
@@ -256,7 +263,7 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::RestoreQuant
   call.weights = request.weights();
   call.state_dict_name = request.state_dict_name();
   MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, engine::RestoreQuantRetrainModel(context, call));
-  return RetrainResult(made);
+  return RetrainResult(made, context.validate_only);
 }
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::AutoChannelPruneSearchRequest& request) {

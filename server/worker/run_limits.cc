@@ -15,6 +15,7 @@ constexpr int kMaxWarnings = 1000;
 constexpr size_t kMaxWarning = 4096;
 constexpr size_t kMaxError = 64 << 10;    // with its details; what the engine makes ends at some 10 KiB
 constexpr size_t kMaxResponse = 3 << 20;  // goes to callers in one gRPC message
+constexpr size_t kMaxReport = 1 << 20;    // the same, and kept in the database
 constexpr int kMaxOutputs = 100'000;
 constexpr size_t kMaxLine = 2048;
 constexpr double kLinesAtOnce = 500;
@@ -47,6 +48,10 @@ absl::Status LimitResult(RunResult& result) {
   }
   if (result.outputs_size() > kMaxOutputs) {
     return absl::DataLossError(absl::StrCat(result.outputs_size(), " output files"));
+  }
+  if (const size_t size = result.report().size(); size > kMaxReport) {
+    result.clear_report();
+    result.add_warnings(absl::StrCat("the report is not kept: it has ", size, " bytes, over 1 MiB"));
   }
   if (const int count = result.warnings_size(); count > kMaxWarnings) {
     result.mutable_warnings()->DeleteSubrange(kMaxWarnings - 1, count - kMaxWarnings + 1);

@@ -387,6 +387,7 @@ class Worker::Attempt {
   absl::StatusOr<Outcome> Adopt() {
     Outcome outcome;
     outcome.warnings.assign(result_->warnings().begin(), result_->warnings().end());
+    outcome.report = result_->report();
     if (!result_->has_response()) {
       outcome.state = State::FAILED;
       outcome.error = result_->has_error()

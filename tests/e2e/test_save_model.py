@@ -157,7 +157,11 @@ def test_validate_only_checks_and_writes_nothing(server: ServerProcess) -> None:
         workspace = client.create_workspace().name
         client.upload_file(workspace, "m.onnx", case / "modified.onnx")
         client.upload_file(workspace, "r.txt", case / "record.txt")
-        client.save_model(workspace, "m.onnx", "r.txt", "out/m", validate_only=True).result(timeout=60)
+        operation = client.save_model(workspace, "m.onnx", "r.txt", "out/m", validate_only=True)
+        operation.result(timeout=60)
+        report = json.loads(operation.metadata.report)
+        assert report["validate_only"]
+        assert [layer["quantized"] for layer in report["layers"]] == [True] * 4
         assert [file.name.rpartition("/files/")[2] for file in client.list_files(workspace)] == ["m.onnx", "r.txt"]
         bad = GOLDEN_SAVE / "errors"
         client.upload_file(workspace, "m.onnx", bad / "weight_nan.onnx")

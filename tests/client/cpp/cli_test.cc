@@ -67,7 +67,10 @@ TEST_F(CliTest, PassesTheFlagsOn) {
   EXPECT_EQ(options.execution_timeout().seconds(), 90);
   ASSERT_EQ(Run(SaveModel({"--validate_only"})), 0);
   EXPECT_TRUE(server_.state().save_requests.at(1).options().validate_only());
-  EXPECT_EQ(out_.str(), "");
+  EXPECT_EQ(out_.str(), "{\"validate_only\": true}\n");
+  out_.str("");
+  ASSERT_EQ(Run(SaveModel({"--validate_only", "--output=json"})), 0);
+  EXPECT_EQ(Json()["report"]["validate_only"], true);
 }
 
 TEST_F(CliTest, TakesVariablesOfTheEnvironment) {

@@ -525,6 +525,9 @@ class CompressionService : public v1::Compression::Service {
     metadata.set_method(method);
     metadata.set_workspace(request.workspace());
     metadata.set_state(v1::OperationMetadata::PENDING);
+    if (request.options().validate_only()) {
+      metadata.set_report("{\"validate_only\": true}\n");
+    }
     operation->mutable_metadata()->PackFrom(metadata);
     // Kept as the operation's response until it is done.
     Operation stored = *operation;

@@ -123,6 +123,7 @@ TEST_F(TwoConvsTest, ValidateOnlyWritesNothing) {
   const auto created = Run(CreatePruneRetrainModel, call_, true);
   ASSERT_TRUE(created.ok()) << created.status();
   EXPECT_TRUE(fs::is_empty(output_.path()));
+  EXPECT_EQ(json::parse(created->report_json)["validate_only"], true);
   call_.config_definition = "no.cfg";
   const absl::Status status = Run(CreatePruneRetrainModel, call_, true).status();
   EXPECT_EQ(ReasonOf(status), v1::FILE_NOT_FOUND);

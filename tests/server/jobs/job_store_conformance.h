@@ -698,11 +698,13 @@ TEST_P(JobStoreConformance, FinishLinksTheOutputs) {
   clock_.Advance(absl::Seconds(3));
   Outcome outcome = Success({Output("results/a", 'b'), Output("results/b", 'c')});
   outcome.warnings = {"w1", "w2"};
+  outcome.report = "{}";
   ASSERT_OK(jobs().Finish("o1", 1, outcome));
   Reopen();
   ASSERT_OK_AND_ASSIGN(Job job, jobs().Get("o1"));
   EXPECT_EQ(job.response->value(), "response");
   EXPECT_THAT(job.metadata.warnings(), ElementsAre("w1", "w2"));
+  EXPECT_EQ(job.metadata.report(), "{}");
   EXPECT_EQ(job.metadata.inputs_size(), 1);
   ASSERT_EQ(job.metadata.outputs_size(), 2);
   EXPECT_EQ(job.metadata.outputs(0).name(), "workspaces/w/files/results/a");

@@ -38,6 +38,19 @@ TEST(LimitEventTest, WarningsAreCounted) {
   EXPECT_EQ(event.result().warnings(999), "4001 more warnings are not kept");
 }
 
+TEST(LimitEventTest, ALongReportIsLeftOut) {
+  RunEvent event;
+  event.mutable_result()->set_report(std::string(1 << 20, 'r'));
+  EXPECT_TRUE(LimitEvent(event).ok());
+  EXPECT_EQ(event.result().report().size(), 1 << 20);
+  EXPECT_EQ(event.result().warnings_size(), 0);
+  event.mutable_result()->mutable_report()->push_back('r');
+  EXPECT_TRUE(LimitEvent(event).ok());
+  EXPECT_EQ(event.result().report(), "");
+  ASSERT_EQ(event.result().warnings_size(), 1);
+  EXPECT_EQ(event.result().warnings(0), "the report is not kept: it has 1048577 bytes, over 1 MiB");
+}
+
 TEST(LimitEventTest, WhatNoEngineAnswersIsRefused) {
   RunEvent error;
   error.mutable_result()->mutable_error()->set_message(std::string(100'000, 'x'));
