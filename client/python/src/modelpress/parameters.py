@@ -31,7 +31,7 @@ class CallOptions(TypedDict, total=False):
 
     Attributes:
         reference_defects: bring back the bytes of the reference where it is wrong.
-        validate_only: check everything and write nothing; what the report would say is in `Operation.metadata.report` (JSON).
+        validate_only: check everything and write nothing; the report is in `Operation.metadata.report` (JSON) then.
         execution_timeout: seconds for one attempt; None: the server's limit.
         request_id: a UUID; the same request with the same id gets the same operation again.
         no_cache: run it even where the server has the result of the same call already.
