@@ -61,6 +61,8 @@ function(modelpress_test name)
   endif()
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE modelpress_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  # What is tested is compiled as it is shipped; the tests themselves need not be fast, but soon built.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
   target_compile_definitions(${name} PRIVATE MODELPRESS_TEST_DATA="${CMAKE_SOURCE_DIR}/tests")
   set(environment "MODELPRESS_SOURCE_DIR=${CMAKE_SOURCE_DIR};MODELPRESS_BIN_DIR=${CMAKE_BINARY_DIR}/bin")
   if(ARG_ONE_PROCESS)
