@@ -17,6 +17,7 @@ golden_files() { # TARGET: the golden files of its kind
   local pattern
   case $1 in
     onnx_model) pattern='*.onnx' ;;
+    create_functions) pattern='model.onnx' ;;
     record) pattern='*record*.txt' ;;
     cfg) pattern='*.cfg' ;;
     json_config) pattern='*.json' ;;

@@ -156,6 +156,9 @@ absl::StatusOr<Graph> Graph::Create(Model model, const ReferenceDefects& defects
     if (!item.name.empty() && !node_names.insert(item.name).second) {
       return MakeError(v1::GRAPH_INVALID, "two nodes have this name; rename one of them", {.layer = item.name});
     }
+    if (proto.output().empty()) {  // so that every item has a first output
+      return MakeError(v1::GRAPH_INVALID, "the node has no output", {.layer = item.name});
+    }
     item.outputs.assign(proto.output().begin(), proto.output().end());
     graph.items_.push_back(std::move(item));
   }
@@ -332,10 +335,16 @@ std::vector<Use>& Graph::MutableUsesOf(Value value) {
   return value.item == Value::kGraphInput ? input_uses_[value.output] : items_[value.item].uses[value.output];
 }
 
-const std::vector<Use>& Graph::UsesOf(Value value) const { return const_cast<Graph*>(this)->MutableUsesOf(value); }
+const std::vector<Use>& Graph::UsesOf(Value value) const {
+  static const auto* const none = new std::vector<Use>();
+  return value.is_none() ? *none : const_cast<Graph*>(this)->MutableUsesOf(value);
+}
 
 const std::string& Graph::NameOf(Value value) const {
-  return value.item == Value::kGraphInput ? shell_.graph().input(value.output).name() : items_[value.item].outputs[value.output];
+  static const auto* const none = new std::string();
+  return value.is_none()                    ? *none
+         : value.item == Value::kGraphInput ? shell_.graph().input(value.output).name()
+                                            : items_[value.item].outputs[value.output];
 }
 
 Value Graph::InputOf(ItemId id, int input) const { return input < items_[id].input_count() ? items_[id].inputs[input] : Value{}; }

@@ -87,6 +87,7 @@ class Graph {
   // The first node of that name in list order, else the first initializer; -1 if none.
   ItemId Find(absl::string_view name) const;
 
+  // Of kNone: no uses; "".
   const std::vector<Use>& UsesOf(Value value) const;
   const std::string& NameOf(Value value) const;
   // Input `input` of `id`; kNone where the node has fewer inputs.

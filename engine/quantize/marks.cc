@@ -88,6 +88,9 @@ absl::StatusOr<std::map<ItemId, std::string>> StripMarks(Graph& graph) {
     if (!graph.item(id).Is(kMarkType)) {
       continue;
     }
+    if (graph.InputOf(id, 0).is_none()) {
+      return MakeError(v1::GRAPH_INVALID, "the mark has no input: it stands behind nothing", {.layer = graph.item(id).name});
+    }
     marks.push_back(id);
     const std::optional<Mark> mark = MarkOf(graph.item(id));
     const ItemId node = mark.has_value() ? FindMarkedNode(graph, id, *mark, names) : -1;

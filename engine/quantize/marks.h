@@ -23,7 +23,7 @@ std::optional<Mark> MarkOf(const Item& item);
 
 // Gives every node that a mark stands for the module's name, further uses of a module the names "<module>1", "<module>2" and so
 // on, and takes the marks off. To be called after FindLayers, which reads them. Returns the names of the tensors that the marks
-// of a node wrote: value_info goes on describing them, as the reference's files do.
+// of a node wrote: value_info goes on describing them, as the reference's files do. GRAPH_INVALID for a mark without an input.
 absl::StatusOr<std::map<ItemId, std::string>> StripMarks(Graph& graph);
 
 // MODEL_MARKED if the model has a mark.

@@ -97,6 +97,15 @@ TEST(GraphTest, RemovedItemsLeaveNoUses) {
   EXPECT_EQ(graph->item(graph->Find("a")).outputs[0], "z");
 }
 
+TEST(GraphTest, WhatANodeDoesNotHaveHasNeitherNameNorUses) {
+  auto graph = Graph::Create(Chain().Build(), {});
+  ASSERT_TRUE(graph.ok());
+  const Value none = graph->InputOf(graph->Find("a"), 7);
+  EXPECT_TRUE(none.is_none());
+  EXPECT_EQ(graph->NameOf(none), "");
+  EXPECT_TRUE(graph->UsesOf(none).empty());
+}
+
 TEST(GraphTest, UnnamedNodesAreCalledByTheirIndex) {
   ModelBuilder builder = Chain();
   builder.proto().mutable_graph()->mutable_node(1)->clear_name();
@@ -120,6 +129,13 @@ TEST(GraphTest, BrokenGraphsAreRefused) {
     auto graph = Graph::Create(builder.Build(), {});
     EXPECT_EQ(ReasonOf(graph.status()), v1::GRAPH_INVALID);
     EXPECT_THAT(std::string(graph.status().message()), HasSubstr("nowhere"));
+    EXPECT_EQ(PlaceOf(graph.status()).layer, "d");
+  }
+  {
+    ModelBuilder builder = Chain();
+    builder.Node("Relu", "d", {"t"}, {});
+    auto graph = Graph::Create(builder.Build(), {});
+    EXPECT_EQ(ReasonOf(graph.status()), v1::GRAPH_INVALID);
     EXPECT_EQ(PlaceOf(graph.status()).layer, "d");
   }
   {

@@ -84,6 +84,15 @@ TEST(StripMarksTest, LooksBehindOtherOperators) {
   EXPECT_THAT(NodesOf(graph), ElementsAre("Concat /conv/Concat", "Conv conv", "Transpose /rnn/Transpose", "GRU rnn"));
 }
 
+TEST(StripMarksTest, AMarkWithoutAnInputIsRefused) {
+  ModelBuilder builder;
+  builder.Input("x", {1}).Output("y");
+  AddMark(builder, "relu", "ReLU", "", "m");
+  builder.Node("Relu", "/Relu", {"m"}, {"y"});
+  Graph graph = GraphOf(builder);
+  EXPECT_EQ(ReasonOf(StripMarks(graph).status()), v1::GRAPH_INVALID);
+}
+
 TEST(StripMarksTest, AMarkThatWritesAnOutputBecomesIdentity) {
   ModelBuilder builder;
   builder.Input("x", {1}).Output("y");
