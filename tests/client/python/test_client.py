@@ -333,6 +333,7 @@ def test_interrupt_cancels_the_operation(server: ProtocolServer, tmp_path: Path)
     server.faults.hold_operations = True
     script = (
         "import modelpress, os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run in the background ignores it
         "def show(p):\n"
         "    if p.stage == 'quantize': os.kill(os.getpid(), signal.SIGINT)\n"
         "with modelpress.Client(sys.argv[1]) as c:\n"
