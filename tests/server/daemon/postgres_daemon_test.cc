@@ -98,7 +98,7 @@ TEST_F(PostgresDaemonTest, BothServeTheSame) {
   options.workers = 1;
   auto other = Daemon::Start(options);
   ASSERT_TRUE(other.ok()) << other.status();
-  auto channel = grpc::CreateChannel(absl::StrCat("localhost:", (*other)->port()), grpc::InsecureChannelCredentials());
+  auto channel = Connected(grpc::CreateChannel(absl::StrCat("localhost:", (*other)->port()), grpc::InsecureChannelCredentials()));
   std::string first;
   std::string second;
   ASSERT_TRUE(Submit(*compression_, 1, &first).ok());

@@ -383,8 +383,8 @@ TEST_F(WorkspacesServiceTest, TakesSoManyDownloadsAtATime) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 64 << 10);
-  const auto slow = v1::Workspaces::NewStub(
-      grpc::CreateCustomChannel(absl::StrCat("localhost:", daemon_->port()), grpc::InsecureChannelCredentials(), arguments));
+  const auto slow = v1::Workspaces::NewStub(Connected(
+      grpc::CreateCustomChannel(absl::StrCat("localhost:", daemon_->port()), grpc::InsecureChannelCredentials(), arguments)));
   struct Stream {
     grpc::ClientContext context;
     std::unique_ptr<grpc::ClientReader<v1::DownloadFileResponse>> reader;

@@ -1,6 +1,7 @@
 #include "tests/server/testing/daemon_fixture.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 
@@ -47,6 +48,14 @@ void DaemonFixture::Start(const DaemonOptions& options) {
   workspaces_ = v1::Workspaces::NewStub(channel_);
   compression_ = v1::Compression::NewStub(channel_);
   operations_ = google::longrunning::Operations::NewStub(channel_);
+  if (!options.tls.enabled()) {
+    Connected(channel_);
+  }
+}
+
+std::shared_ptr<grpc::Channel> DaemonFixture::Connected(std::shared_ptr<grpc::Channel> channel) {
+  EXPECT_TRUE(channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(30)));
+  return channel;
 }
 
 void DaemonFixture::Stop() {
