@@ -42,8 +42,13 @@ class ResultOf {
       Add(file, field);
     }
   }
-  // In the place of the file that is not written.
-  void AddReport(const std::string& report) { result_.set_report(report); }
+  // The report, or in the place of a file that was not written (validate_only) what it would say.
+  void AddReport(const engine::WrittenFile& written, const std::string& content) {
+    if (written.name.empty()) {
+      result_.set_report(content);
+    }
+    Add(written, &Response::mutable_report);
+  }
   RunResult Finish(const std::vector<std::string>& warnings) {
     result_.mutable_response()->PackFrom(response_);
     for (const std::string& warning : warnings) {
@@ -59,16 +64,12 @@ class ResultOf {
 
 // The responses of the functions that save models have the same fields.
 template <typename Response>
-RunResult SavedResult(const engine::SavedModels& saved, bool validate_only) {
+RunResult SavedResult(const engine::SavedModels& saved) {
   ResultOf<Response> result;
-  if (validate_only) {
-    result.AddReport(saved.report_json);
-  } else {
-    result.Add(saved.deploy_model, &Response::mutable_deploy_model);
-    result.Add(saved.fake_quant_model, &Response::mutable_fake_quant_model);
-    result.Add(saved.external_data, &Response::add_external_data);
-    result.Add(saved.report, &Response::mutable_report);
-  }
+  result.Add(saved.deploy_model, &Response::mutable_deploy_model);
+  result.Add(saved.fake_quant_model, &Response::mutable_fake_quant_model);
+  result.Add(saved.external_data, &Response::add_external_data);
+  result.AddReport(saved.report, saved.report_json);
   return result.Finish(saved.warnings);
 }
 
@@ -79,17 +80,14 @@ RunResult ConfigResult(const engine::SavedConfig& saved, v1::File* (Response::*f
   return result.Finish(saved.warnings);
 }
 
-RunResult RetrainResult(const engine::RetrainModel& made, bool validate_only) {
+RunResult RetrainResult(const engine::RetrainModel& made) {
   using Response = v1::RetrainModelResponse;
   ResultOf<Response> result;
-  if (validate_only) {
-    result.AddReport(made.report_json);
-  }
   result.Add(made.record_file, &Response::mutable_record_file);
   result.Add(made.rewrite_plan, &Response::mutable_rewrite_plan);
   result.Add(made.pruned_model, &Response::mutable_pruned_model);
   result.Add(made.external_data, &Response::add_external_data);
-  result.Add(made.report, &Response::mutable_report);
+  result.AddReport(made.report, made.report_json);
   return result.Finish(made.warnings);
 }
 
@@ -127,13 +125,13 @@ engine::QuantConfigArguments ArgumentsOf(const Request& request, int64_t default
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SaveModelRequest& request) {
   MP_ASSIGN_OR_RETURN(const engine::SavedModels saved,
                       engine::SaveModel(context, request.modified_onnx_file(), request.record_file(), request.save_path()));
-  return SavedResult<v1::SaveModelResponse>(saved, context.validate_only);
+  return SavedResult<v1::SaveModelResponse>(saved);
 }
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SavePruneRetrainModelRequest& request) {
   MP_ASSIGN_OR_RETURN(const engine::SavedModels saved,
                       engine::SavePruneRetrainModel(context, request.model(), request.save_path(), request.record_file()));
-  return SavedResult<v1::SavePruneRetrainModelResponse>(saved, context.validate_only);
+  return SavedResult<v1::SavePruneRetrainModelResponse>(saved);
 }
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CreateQuantConfigRequest& request) {
@@ -220,7 +218,7 @@ absl::StatusOr<RunResult> RunCreatePruned(const CallContext& context, const Requ
   call.prune_options = {.extended = request.prune_options().extended(),
                         .rank_by_all_producers = request.prune_options().rank_by_all_producers()};
   MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, function(context, call));
-  return RetrainResult(made, context.validate_only);
+  return RetrainResult(made);
 }
 
 template <typename Request>
@@ -231,7 +229,7 @@ absl::StatusOr<RunResult> RunRestorePruned(const CallContext& context, const Req
   call.weights = request.weights();
   call.state_dict_name = request.state_dict_name();
   MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, function(context, call));
-  return RetrainResult(made, context.validate_only);
+  return RetrainResult(made);
 }
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CreatePruneRetrainModelRequest& request) {
@@ -254,7 +252,7 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::CreateQuantR
   engine::RetrainModelCall call = RetrainCallOf(request);
   call.config_file = request.config_file();
   MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, engine::CreateQuantRetrainModel(context, call));
-  return RetrainResult(made, context.validate_only);
+  return RetrainResult(made);
 }
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::RestoreQuantRetrainModelRequest& request) {
@@ -263,7 +261,7 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::RestoreQuant
   call.weights = request.weights();
   call.state_dict_name = request.state_dict_name();
   MP_ASSIGN_OR_RETURN(const engine::RetrainModel made, engine::RestoreQuantRetrainModel(context, call));
-  return RetrainResult(made, context.validate_only);
+  return RetrainResult(made);
 }
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::AutoChannelPruneSearchRequest& request) {
@@ -305,12 +303,12 @@ absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SaveQuantRet
   call.config_file = request.config_file();
   call.rewrite_plan = request.rewrite_plan();
   MP_ASSIGN_OR_RETURN(const engine::SavedModels saved, engine::SaveQuantRetrainModel(context, call));
-  return SavedResult<v1::SaveModelResponse>(saved, context.validate_only);
+  return SavedResult<v1::SaveModelResponse>(saved);
 }
 
 absl::StatusOr<RunResult> Run(const CallContext& context, const v1::SaveCompressedRetrainModelRequest& request) {
   MP_ASSIGN_OR_RETURN(const engine::SavedModels saved, engine::SaveCompressedRetrainModel(context, SaveRetrainCallOf(request)));
-  return SavedResult<v1::SaveModelResponse>(saved, context.validate_only);
+  return SavedResult<v1::SaveModelResponse>(saved);
 }
 
 // The model of a request, to which an error about its content belongs that names no file: ONNX Runtime knows none.

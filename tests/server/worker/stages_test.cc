@@ -98,6 +98,13 @@ class StagesTest : public testing::Test {
     EXPECT_EQ(job.metadata.state(), state) << job.error.value_or(google::rpc::Status()).ShortDebugString();
     EXPECT_EQ(job.metadata.attempt(), attempt);
   }
+  // Time goes by until the job has ended.
+  void WaitThroughPauses(const std::string& id) {
+    WaitUntil([&] {
+      clock_.Advance(absl::Milliseconds(1));
+      return Get(id).done();
+    });
+  }
   std::string Folder() const { return AttemptFolder(options_.scratch_folder, "j", 1); }
   // Waits until the engine has left `name` in the attempt's folder.
   void AwaitFile(const std::string& name) {
@@ -286,10 +293,7 @@ TEST_F(StagesTest, KillsForWantOfMemoryAreItsFailures) {
   StartWorker();
   Submit("j");
   const absl::Duration begin = clock_.Elapsed();
-  WaitUntil([&] {
-    clock_.Advance(absl::Milliseconds(1));
-    return Get("j").done();
-  });
+  WaitThroughPauses("j");
   ExpectEnd("j", State::FAILED, 3);
   EXPECT_EQ(ReasonOf(FromRpcStatus(*Get("j").error)), v1::RESOURCE_LIMIT);
   EXPECT_GE(clock_.Elapsed() - begin, 4 * options_.retries.first_pause);
@@ -316,10 +320,7 @@ class FailingDiskTest : public StagesTest {
 
 TEST_F(FailingDiskTest, IsTriedAgainWithPauses) {
   const absl::Duration begin = clock_.Elapsed();
-  WaitUntil([&] {
-    clock_.Advance(absl::Milliseconds(1));
-    return Get("j").done();
-  });
+  WaitThroughPauses("j");
   ExpectEnd("j", State::FAILED, 5);
   EXPECT_EQ(ReasonOf(FromRpcStatus(*Get("j").error)), v1::STORAGE_FULL);
   EXPECT_GE(clock_.Elapsed() - begin, 40 * options_.retries.first_pause);
